@@ -45,7 +45,7 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the intended command or flag. Flags can't be abbreviated, because a future flag could change the meaning of an
+    """Suggests the command or flag that a typo resembles. Flags can't be abbreviated, because a future flag could change the meaning of an
     abbreviation."""
 
     commands: Mapping[str, Parser] = {}
@@ -116,7 +116,7 @@ def positive(text: str, most: int | None = None, why: str = "") -> int:
 
 def filled(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("it is empty, perhaps because a shell variable is not set")
+        raise argparse.ArgumentTypeError("the value is empty, perhaps because a shell variable is not set")
     return text
 
 
@@ -126,7 +126,7 @@ count: Final = partial(positive, most=10_000)
 
 def port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 0 to 65535")
     return int(text)
 
 
@@ -142,7 +142,7 @@ def fingerprint(text: str) -> str:
 
 
 def size(text: str) -> int:
-    """Parse a number of bytes; K, M and G are powers of 1,024."""
+    """Parse a number of bytes. The suffixes K, M and G mean powers of 1,024."""
     written = re.fullmatch(r"([1-9][0-9]{0,18})([KMG]?)", text, re.IGNORECASE | re.ASCII)
     if written is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 536870912, 512M or 1G")
@@ -150,7 +150,7 @@ def size(text: str) -> int:
 
 
 def seconds(text: str, least: float = 0.0, why: str = "") -> float:
-    """Parse a number of seconds, or numbers with units, such as 90m or 1h30m."""
+    """Parse a duration, given in seconds or with units, as in 90m or 1h30m. Return seconds."""
     parts = re.findall(r"([0-9.]+)(ms|[smhdw])", text, re.ASCII)
     has_units = bool(parts) and "".join(map("".join, parts)) == text
     with contextlib.suppress(ValueError):
@@ -161,7 +161,7 @@ def seconds(text: str, least: float = 0.0, why: str = "") -> float:
             raise argparse.ArgumentTypeError(f"{text!r} is too short: {why}use {least:g} or more")
         if 0 <= value <= MAX_SECONDS:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more, or a duration such as 90m, 12h or 7d")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds (0 or more) or a duration such as 90m, 12h or 7d")
 
 
 interval: Final = partial(seconds, least=0.1)

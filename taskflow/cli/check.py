@@ -27,7 +27,7 @@ from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
-STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # those of jobs that may still run, in the order of reading
+STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # the statuses of jobs that may still run, in reading order
 MAX_PROBLEMS: Final = 10  # maximum number of problems shown for one job name
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
@@ -103,7 +103,7 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _check_queue(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
-    """Check up to `limit` live jobs of a queue, and add the outcomes to `checks` by job name."""
+    """Check up to `limit` live jobs of a queue, and add the outcomes to `checks` by job name. Return how many were checked."""
     number, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(admin, live, min(AT_ONCE, limit)):
         for record in records[: limit - number]:
@@ -152,7 +152,7 @@ def _problems_of(check: JobCheck) -> Iterator[str]:
 def _summary(found: list[JobCheck], coverage: Iterable[QueueCoverage]) -> Iterator[str]:
     for queue in coverage:
         if queue.checked < queue.of:
-            yield f"checked {queue.checked:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit checks more"
+            yield f"checked {queue.checked:,} of {queue.of:,} jobs in {one_line(queue.queue)}: use --limit to check more"
     total, fits = sum(check.fits + check.parks + check.fails for check in found), sum(check.fits for check in found)
     if not total:
         yield "no job is waiting or running"

@@ -50,7 +50,7 @@ def with_store(work: Work, arguments: argparse.Namespace) -> int:
 
 
 async def existing_broker(app: App) -> Broker:
-    """Return the broker. Raises BrokerRefused if its file, schema or tables do not exist: a command that shows jobs creates none."""
+    """Return the broker. Raises BrokerRefused if its file, schema or tables do not exist, because this command must not create them."""
     broker = app.broker()  # raises for a wrong URL
     if (file := _missing_file(urlsplit(app.broker_url()))) is not None:
         raise BrokerRefused(f"{file} {_MISSING}")
@@ -71,14 +71,14 @@ def operator(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:
-    """Parse ids, dropping duplicates."""
+    """Parse ids, dropping duplicates. Raises ConfigurationError if one is invalid."""
     with reporting(ValueError):
         return list(dict.fromkeys(parse_id(text) for text in texts))
 
 
 @contextlib.contextmanager
 def reporting(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Turn these errors into a ConfigurationError with the same message."""
+    """Turn these errors into a ConfigurationError with the same message, after `prefix`."""
     try:
         yield
     except errors as error:
@@ -98,7 +98,7 @@ def checked(name: str, value: Any) -> Any:
 
 
 def given_filters(arguments: argparse.Namespace) -> list[str]:
-    """Return the filter flags that were given. Raises ConfigurationError if ids are given too, because the filters would be ignored."""
+    """Return the filter flags that were given. Raises ConfigurationError if ids are given with filters or `--all`."""
     given = {name: getattr(arguments, name) for name in FILTERS}
     flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
     if arguments.ids and (others := [*flags, *["--all"] * arguments.all]):
@@ -129,7 +129,7 @@ def show_each(
 
 
 async def is_known_queue(admin: Admin, name: str | None) -> bool:
-    """Return True if the store knows the queue, or if `name` is None. Otherwise print a message to stderr."""
+    """Return True if the store knows the queue, or if `name` is None. Otherwise print a message to stderr and return False."""
     known = [] if name is None else [queue.name for queue in await admin.queues()]
     if name is None or name in known:
         return True
@@ -138,7 +138,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
 
 
 async def report_unknown_job(admin: Admin, name: str | None) -> None:
-    """Print a message if no running worker declares a job with this name, and none is among the jobs that the store reads."""
+    """Print a message if no running worker declares a job with this name, and none of the jobs that the store reads has it."""
     if name is None:
         return
     known = {job for worker in await admin.workers() for job in worker.session.jobs}

@@ -1,4 +1,4 @@
-"""`taskflow demo`: indexes the Python files of this machine with a worker in another process, and sums up the stored results."""
+"""`taskflow demo`: indexes this machine's Python files with a worker in another process, and sums up the stored results."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def source_files() -> Iterator[str]:
-    """Yield readable Python files: the standard library, then installed packages, folder by folder from the top, with names sorted."""
+    """Yield the readable Python files of the standard library, then of installed packages, each folder before its subfolders."""
     for root in dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
         for folder, subfolders, names in os.walk(root):
             subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})
@@ -148,7 +148,7 @@ async def _watch(app: App, bar: Bar, worker: subprocess.Popen[bytes]) -> None:
 
 
 async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> bool:
-    """Print the summary. Return True if a job has failed."""
+    """Print the summary. Return True if a job has no result."""
     infos = []
     for start in range(0, len(handles), BATCH):
         infos += await asyncio.gather(*(handle.info() for handle in handles[start : start + BATCH]))

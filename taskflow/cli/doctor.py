@@ -24,7 +24,7 @@ OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 @on_store
 async def doctor(app: App, arguments: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if any of them is a problem. If there is no store, print only findings about the installation."""
+    """Print the findings. Return 1 if any of them is a problem. If the store fails, raise the error after printing the findings so far."""
     if arguments.rebuild:
         return await _rebuild(app, arguments)
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
@@ -68,7 +68,7 @@ def _has_problem(findings: list[Finding]) -> bool:
 
 
 async def _of_workers(admin: Admin) -> list[Finding]:
-    """Return the problems that running workers report, because a store may answer this command but not their claims or maintenance."""
+    """Return findings about the trouble that workers report, because a store may answer this command but not their claims or upkeep."""
     workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)

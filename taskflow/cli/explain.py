@@ -56,6 +56,6 @@ def _lines(record: Record, why: list[Reason]) -> Iterator[str]:
 
 
 def _shortened(text: str) -> str:
-    """Return the first part of a reason. It may contain an error's message, which can have thousands of lines."""
+    """Return the first lines of a reason, because a reason may contain an error's message, which can have thousands of lines."""
     head = "\n".join(text.split("\n", MAX_LINES)[:MAX_LINES])[:MAX_LENGTH]
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))

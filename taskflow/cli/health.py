@@ -1,4 +1,4 @@
-"""Reports the health of a process to health probes, systemd and its supervisor."""
+"""Reports a process's health to health probes, systemd and its supervisor."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class HealthReport:
         self._supervisor = supervisor
         self.is_served = arguments.health_port is not None
         self.metrics: Callable[[], Page | None] | None = None
-        """Returns the metrics of this worker."""
+        """Returns the page of metrics for probes, or None."""
         self.facts: Callable[[], bytes] | None = None
         """Returns the packed counts, which a supervisor combines into metrics."""
         self.backlog: Page | None = None
@@ -98,14 +98,14 @@ class HealthReport:
                     self.notifier.stopping(f"winding down: {running} running")
 
     def _tell_supervisor(self) -> None:
-        last, reported_at, told_at = (False, False), float("-inf"), float("-inf")
+        last, reported_at, facts_at = (False, False), float("-inf"), float("-inf")
         while self._supervisor is not None and not self._ending.wait(CHECK_INTERVAL):
             live, ready, now = self._live(), self._ready(), time.monotonic()
             if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_INTERVAL:
                 last, reported_at = (live.is_well, ready.is_well), now
                 self._supervisor.say(report_line(live, ready))
-            if now >= told_at + FACTS_INTERVAL:
-                told_at = now
+            if now >= facts_at + FACTS_INTERVAL:
+                facts_at = now
                 self._tell_facts()
         self._tell_facts()  # sends the last counts
 
@@ -131,7 +131,7 @@ class HealthReport:
 
 
 class FleetHealthReport(HealthReport):
-    """A context manager that reports the health of all of a supervisor's workers."""
+    """A context manager that reports the combined health of a supervisor's workers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -160,8 +160,8 @@ def report_line(live: HealthCheck, ready: HealthCheck) -> str:
 
 
 def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
-    """Return the lines in which a worker reports its counts. Each line includes the total number of lines, because some may be
-    lost."""
+    """Yield the lines in which a worker reports its counts and the backlog. The counts may take several lines, each of which includes
+    their number, because some may be lost."""
     text = base64.b64encode(facts).decode()
     parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
     for number, part in enumerate(parts):
@@ -240,7 +240,7 @@ class Fleet:
         return self._check("alive", "a worker is alive", lambda worker: worker.is_live, if_none=True)
 
     def ready(self) -> HealthCheck:
-        well = "the broker answers the heartbeats, claims and settlements of a worker"
+        well = "the broker answers a worker's heartbeats, claims and settlements"
         return self._check("ready", well, lambda worker: worker.is_live and worker.is_ready, if_none=False)
 
     def _check(self, word: str, well: str, is_well: Callable[[WorkerReport], bool], *, if_none: bool) -> HealthCheck:
@@ -314,7 +314,7 @@ class SystemdNotifier:
             self._send(*message)
 
     def _send_keep_alive(self) -> float:
-        """Send a keep-alive message if the worker is alive. Return the seconds until the next one."""
+        """Send a keep-alive message if the worker is alive, otherwise the problem. Return the seconds until the next check."""
         found, interval = self._live(), self._interval or RECHECK_INTERVAL
         if not found.is_well:
             self._is_unwell = True

@@ -1,4 +1,4 @@
-"""`--health-port`: serves /live and /ready over HTTP. A separate thread answers, even while the event loop is blocked."""
+"""`--health-port`: serves /live, /ready, /metrics and /scale over HTTP, from a thread that answers even while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ class HealthServer:
                 return _response(HTTPStatus.INTERNAL_SERVER_ERROR, raised, with_body=with_body)
             if page is not None:
                 return _response(HTTPStatus.OK, page, with_body=with_body)
-            why = f"there are {' and '.join(self._asks)}"
+            why = f"no such page: use {' or '.join(self._asks)}"
             if path in self._pages:
-                why += ", and this page if the worker has configure(telemetry=[Prometheus()])"
+                why += ", or configure(telemetry=[Prometheus()]) in the worker's code to get this page"
             return _response(HTTPStatus.NOT_FOUND, {"why": why}, with_body=with_body)
         found = ask()
         shown = {"ok": found.is_well, "why": found.why, **found.facts}

@@ -91,7 +91,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
         if arguments.ids or arguments.all:
             raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
         if arguments.status:
-            raise ConfigurationError("retry --group takes no --status: all jobs of a group have failed")
+            raise ConfigurationError("retry --group takes no --status: a group contains only failed jobs")
         return await _retry_group(app, arguments)
     if flags := [f"--{name}" for name in ("canary", "then", "rate") if getattr(arguments, name, None)]:
         raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
@@ -191,7 +191,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
-    """If the block is interrupted, or aborted by the store, print what has been done so far."""
+    """If the block is interrupted, or the store fails, print what has been done so far."""
     try:
         yield
     except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
@@ -255,7 +255,7 @@ class Rollout:
         self._watched: list[bytes] = []
 
     async def run(self, stage: Sequence[bytes]) -> str | None:
-        """Retry these jobs, and wait until they have ended. Return the reason to stop, if there is one."""
+        """Retry these jobs, and wait until they have ended. Return the reason to stop the rollout, or None."""
         async with recorded(CallBrokerOnce(self._broker), "retry", **self._action) as progress:
             problem = await self._retry(stage, progress)
             progress.stopped = problem or ""
@@ -304,7 +304,7 @@ class Rollout:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues and jobs. A queue may be paused before its first job, but that's usually a typo, so the output mentions it."""
+    """Pause or resume queues and jobs. A queue may be paused before its first job, but the name may also be a typo: mention it."""
     action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

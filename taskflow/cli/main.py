@@ -126,7 +126,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_pid1(argv: list[str]) -> bool:
-    """Return True if this command is process 1 itself. Systemd expects notifications only from its service's own process."""
+    """Return True if this command is process 1 itself. False under systemd, which expects notifications only from that process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 

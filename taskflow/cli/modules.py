@@ -53,7 +53,7 @@ def import_targets(names: Iterable[str], *, all_submodules: bool = False) -> Non
 
 
 def import_jobs(registry: Registry, arguments: argparse.Namespace) -> None:
-    """Import the modules of a command. Raises ConfigurationError if they declare no job."""
+    """Import the modules that a command names. Raises TargetFailed, or ConfigurationError if they declare no job."""
     import_targets(arguments.modules, all_submodules=arguments.all_submodules)
     if not len(registry):
         packages = [name for name in arguments.modules if hasattr(sys.modules.get(name), "__path__") and not arguments.all_submodules]
@@ -126,12 +126,12 @@ def is_ours(error: BaseException) -> bool:
     return bool(files) and all(_is_machinery(file) or (file.startswith(of_python) and "-packages" not in file) for file in files)
 
 
-def _of_user(told: traceback.TracebackException) -> traceback.TracebackException:
-    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if not _is_machinery(frame.filename)])
-    for cause in (told.__cause__, told.__context__, *(told.exceptions or ())):
+def _of_user(error: traceback.TracebackException) -> traceback.TracebackException:
+    error.stack = traceback.StackSummary.from_list([frame for frame in error.stack if not _is_machinery(frame.filename)])
+    for cause in (error.__cause__, error.__context__, *(error.exceptions or ())):
         if cause is not None:
             _of_user(cause)
-    return told
+    return error
 
 
 def _is_machinery(file: str) -> bool:

@@ -1,4 +1,4 @@
-"""The commands and their options. It imports little besides argparse, so that `--help` responds at once."""
+"""The commands and their options. This module imports little besides argparse, so that `--help` responds at once."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _add_runs(command: Callable[..., Parser]) -> None:
     add_worker_options(worker)
     send = command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id.")
     send.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
-    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
+    given = "its arguments as a JSON object, such as '{\"x\": 1}'; - reads stdin"
     send.add_argument("--args", default="{}", metavar="JSON", help=given)
     module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
     send.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)

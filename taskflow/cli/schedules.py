@@ -226,7 +226,7 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all. To find an invalid name, stored by another program, read them all."""
+    """Return the schedules with these names, or all if there are none. An invalid name, which only other programs store, requires all."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]
@@ -239,8 +239,8 @@ async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
     known = {record.name for record in await broker.admin.schedules(usual)} if usual else set()
     if known.issuperset(given):
         return list(dict.fromkeys(given))
-    odd = [record.name for record in await broker.admin.schedules() if not is_schedule_name(record.name)]
-    shown = {form: name for name in odd for form in (name, one_line(name))}
+    invalid = [record.name for record in await broker.admin.schedules() if not is_schedule_name(record.name)]
+    shown = {form: name for name in invalid for form in (name, one_line(name))}
     with reporting(ValueError):
         return list(dict.fromkeys(shown.get(name, name) if name in shown else check_schedule_name(name) for name in given))
 

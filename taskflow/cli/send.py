@@ -75,7 +75,7 @@ def _json_of(text: str) -> bytes:
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"""--args is not JSON: {error}; quote it for the shell, as in --args '{{"x": 1}}'""") from error
     if not isinstance(given, dict):
-        raise ConfigurationError(f'--args: expected a JSON object by parameter name, such as {{"x": 1}}, got {json.dumps(given)[:100]}')
+        raise ConfigurationError(f'--args: expected a JSON object with parameter names, such as {{"x": 1}}, got {json.dumps(given)[:100]}')
     return body
 
 

@@ -67,7 +67,7 @@ class ForcedExit:
 
 
 def _run_for(seconds: float, say: Callable[[], None]) -> None:
-    """Print something, but give up after `seconds`, because the reader may be gone or stuck."""
+    """Call `say`, which prints something, and wait at most `seconds` for it, because the reader may be gone or stuck."""
     with suppress(RuntimeError):  # the system cannot start another thread
         start_thread(say, "taskflow-last-words").join(seconds)
 

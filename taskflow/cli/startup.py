@@ -1,5 +1,5 @@
 """Helpers for starting a command: they handle Ctrl-C during imports, make garbage collections rare, and run the command in another process.
-This module imports no other part of taskflow, so that process 1 of a container stays as small as Python itself."""
+This module imports no other part of taskflow, so that process 1 of a container needs little more memory than Python itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal arrives before the worker has started."""
+    """Raised when a signal arrives while a command starts, or in a block of `raising`."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ _NOT_PASSED_ON = {
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return this process's command line without `--broker`, or `python -m taskflow` if taskflow was called by another program."""
+    """Return this process's command line without `--broker`. If another program called taskflow, it begins with `python -m taskflow`."""
     how = program or sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if not program and (argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]):
         how = ["-m", "taskflow"]
@@ -147,7 +147,7 @@ def take_broker(given: str | None) -> str | None:
 
 def run_as_pid1(arguments: argparse.Namespace) -> int:
     """Run the worker as a child of process 1 and pass signals on to it. Return its exit code, or 128+n if signal n ended it. Process 1 has
-    to reap orphans. A worker can't do that, because it can't tell them from processes that a job, or a library, is waiting for."""
+    to reap orphans, which a worker can't tell from processes that a job, or a library, is waiting for."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes the number of each signal into the pipe

@@ -210,7 +210,7 @@ def queue_json(queue: QueueInfo) -> dict[str, Any]:
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
-    """Every `interval` seconds, show what `read` returns, until a signal ends this. If the store does not answer, show that and keep
+    """Every `interval` seconds, show what `read` returns, until a signal ends the command. If the store does not answer, say so and keep
     trying."""
     before = await read()
     rates: Rates = {}

@@ -64,8 +64,8 @@ def _supervise(arguments: argparse.Namespace) -> int:
         import_module("taskflow.cli.health").FleetHealthReport(arguments) if is_asked else nullcontext() as health_report,
     ):
         interrupts.raise_again()
-        told = {} if health_report is None else {"on_news": health_report.note, "on_stop": health_report.stop}
-        return supervise(options, command_of(arguments.argv), environment, watch=watch, **told)
+        hooks = {} if health_report is None else {"on_news": health_report.note, "on_stop": health_report.stop}
+        return supervise(options, command_of(arguments.argv), environment, watch=watch, **hooks)
 
 
 def _file_watch() -> FileWatch:

@@ -138,7 +138,7 @@ def _run_to_exit(run: WorkerRun) -> int:
         if not run.has_ended:  # the event loop has failed
             run.on_event(DescriptorsClosed(str(error)))
         if isinstance(error, asyncio.CancelledError):
-            log.error("the worker has wound down, because its task was cancelled by code that it had called")
+            log.error("the worker wound down because the application's code cancelled its task")
             return Exit.FAILED
         if is_ours(error):
             raise
@@ -163,13 +163,13 @@ def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) 
 class OwnTask(asyncio.Task[T]):
     """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks, but the application's lifespan can."""
 
-    _told_of = ""
+    _logged_job = ""
 
     def cancel(self, msg: Any | None = None) -> bool:
         context = running.get()
         if context is not None and asyncio.current_task(self.get_loop()) is not None:
-            if context.job_id != self._told_of:  # a job may try this in a loop
-                self._told_of = context.job_id
+            if context.job_id != self._logged_job:  # a job may try this in a loop
+                self._logged_job = context.job_id
                 log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
             return False
         return super().cancel(msg)
@@ -307,7 +307,7 @@ class WorkerRun:
             while supervisor.deaths:
                 session, cause = supervisor.deaths.popleft()
                 if await report_death(self.app.broker(), session, cause):
-                    supervisor.say(f"told {session.hex()}")
+                    supervisor.say(f"reported {session.hex()}")
             has_come.clear()
             await has_come.wait()
 

@@ -1,4 +1,4 @@
-"""The options of `taskflow worker`, and its settings in pyproject.toml and in the environment. It imports little besides argparse."""
+"""The options of `taskflow worker`, and its settings in pyproject.toml and the environment. This module imports little besides argparse."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def is_supervised(arguments: argparse.Namespace) -> bool:
-    """Return True if an option needs a supervisor. Without one, the command runs the worker itself."""
+    """Return True if an option needs a supervisor. Otherwise the command runs the worker itself."""
     return bool(arguments.processes or arguments.max_jobs or arguments.max_memory or arguments.reload)
 
 

@@ -56,7 +56,7 @@ class Prometheus(Telemetry):
             counted.end(measures)
 
     def page(self) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]  # the base class has none
-        """Return the content type and the text of the metrics of this process."""
+        """Return the content type and the text of this process's metrics."""
         return CONTENT_TYPE, generate_latest(self._registry)
 
 
@@ -94,7 +94,7 @@ class _WorkerCollector(Collector):
 
 
 def page_of(facts: Iterable[WorkerFacts]) -> bytes:
-    """Return the metrics of several processes, for their supervisor."""
+    """Return the combined metrics of several processes as text, for their supervisor."""
     registry, many = CollectorRegistry(), list(facts)
     registry.register(_WorkerCollector(lambda: many))
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
@@ -144,7 +144,7 @@ def _buckets(bins: Mapping[int, int]) -> list[tuple[str, float]]:
 def store_page(
     queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int, limits: Sequence[LimitRecord] = ()
 ) -> bytes:
-    """Return the metrics of a store: a sample for each queue and status, and the age of the oldest ready job."""
+    """Return a store's metrics as text: its jobs and the oldest ready one by queue, events, workers and limits."""
     registry = CollectorRegistry()
     registry.register(_StoreCollector([*store_metrics(queues, totals, workers), *limit_metrics(limits)]))
     return generate_latest(registry)
@@ -178,7 +178,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
 
 
 def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
-    """Add up each limit's jobs over all its keys, to keep labels few. Limits beyond the first `MAX_LIMITS` are counted as "_other"."""
+    """Add up each limit's jobs over all its keys, to limit the number of labels. After `MAX_LIMITS` names, limits count as "_other"."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
     found = dict[str, Counter[str]]()

@@ -1,4 +1,4 @@
-"""Reports the errors of jobs to Sentry."""
+"""Reports job errors to Sentry."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ descriptor of their socket, the supervisor's pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
 """The supervisor's message that asks a worker to retire. The other message is ``died
-SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
+SESSION CAUSE``: the worker reports the death to the broker and answers ``reported SESSION``."""
 
 MEMORY_INTERVAL: Final = 1.0
 MAX_LINE_LENGTH: Final = 4096
@@ -149,7 +149,7 @@ class Processes:
             case ["session", _]:
                 worker_socket.has_session = True
                 self._say_deaths(worker_socket)
-            case ["told", session]:
+            case ["reported", session]:
                 self._deaths.pop(session, None)
 
     def _remind(self) -> None:

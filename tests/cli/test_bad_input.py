@@ -101,7 +101,7 @@ def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
         (["--concurrency", "1000000"], "expected an int from 1 to 100,000"),
         (["--concurrency", "many"], "'many' is not a whole number"),
         (["--grace", "-1"], "'-1'"),
-        (["--grace", "nan"], "'nan' is not a number of seconds, 0 or more"),
+        (["--grace", "nan"], "'nan' is not a number of seconds (0 or more)"),
         (["--drain-horizon", "inf"], "'inf' is not a number of seconds"),
         (["--drain-horizon", "1e17"], "'1e17' is longer than a hundred years"),
         (["--ttl", "0.5"], "'0.5' is too short"),

@@ -102,7 +102,7 @@ def test_if_all_jobs_fit_check_exits_with_0_and_says_how_many_it_read(cli: Cli, 
     cli("cancel", *waiting["gone"], *waiting["retyped"], *waiting["renamed"], *waiting["apart"])
     assert cli("check", "new").out.splitlines()[-1] == "all 3 jobs would run with this code"
     out = cli("check", "new", "--limit", "2").out
-    assert "checked 2 of 3 jobs in mail: --limit checks more\n" in out
+    assert "checked 2 of 3 jobs in mail: use --limit to check more\n" in out
     assert cli.json("check", "new", "--queue", "slow") == {"jobs": [], "queues": [{"queue": "slow", "checked": 0, "of": 0}]}
     assert "queue 'snow' has never had a job; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
 

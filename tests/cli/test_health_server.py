@@ -121,7 +121,7 @@ def test_pages_are_served_as_they_are(server: HealthServer) -> None:
     told = ask(port_of(server), "/scale")
     assert (told.status, told.body["why"]) == (
         404,
-        "there are /live and /ready, and this page if the worker has configure(telemetry=[Prometheus()])",
+        "no such page: use /live or /ready, or configure(telemetry=[Prometheus()]) in the worker's code to get this page",
     )
 
 
@@ -187,7 +187,7 @@ def test_the_health_check_decides_the_status_code(server: HealthServer) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/live/", "//live", "/LIVE"])
 def test_other_paths_are_not_there(server: HealthServer, path: str) -> None:
-    assert ask(port_of(server), path)[:2] == (404, {"why": "there are /live and /ready"})
+    assert ask(port_of(server), path)[:2] == (404, {"why": "no such page: use /live or /ready"})
 
 
 @pytest.mark.parametrize(

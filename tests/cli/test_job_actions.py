@@ -305,7 +305,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
         (["--group", "it"], "'it' is not a valid group, such as 71efb6587dea8408: `taskflow failures` lists the groups", 2),
         (["--canary", "1", "--all"], "--canary needs --group", 2),
         (["--group", "0" * 16, "--all"], "retry takes --group, ids or --all: leave out all but one", 2),
-        (["--group", "0" * 16, "--status", "cancelled"], "retry --group takes no --status: all jobs of a group have failed", 2),
+        (["--group", "0" * 16, "--status", "cancelled"], "retry --group takes no --status: a group contains only failed jobs", 2),
         (["--group", "0" * 16, "--then", "ten"], "'ten' is not a whole number, 1 or more", 2),
     ],
 )

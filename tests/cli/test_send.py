@@ -69,7 +69,7 @@ def test_the_audit_log_names_the_job_that_was_sent_and_who_sent_it(cli: Cli) -> 
     [
         (["charge", "--args", "{x: 1}"], "--args is not JSON: Expecting property name"),
         (["charge", "--args", "[" * 100_000], "--args is not JSON: "),
-        (["charge", "--args", "[1, 2]"], '--args: expected a JSON object by parameter name, such as {"x": 1}, got [1, 2]'),
+        (["charge", "--args", "[1, 2]"], '--args: expected a JSON object with parameter names, such as {"x": 1}, got [1, 2]'),
         (["charge", "--args", '{"x": NaN}'], "--args: is not JSON: "),
         (["charge", "--queue", "two words"], "queue 'two words'"),
         (["charge", "--after", "soon"], "--after: 'soon' is not a number of seconds"),

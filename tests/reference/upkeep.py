@@ -121,7 +121,7 @@ class UpkeepStore(ScheduleStore):
             if not state.leases and state.dead_at is not None and state.dead_at < long_ago:
                 del self.sessions[state.session.id]
 
-    # --- expiry and keeping --------------------------------------------------------------------------------
+    # --- expiry and retention ------------------------------------------------------------------------------
 
     def _expire(self, limit: int) -> int:
         now, moved = self.now, 0
