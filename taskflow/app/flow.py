@@ -144,7 +144,7 @@ class Composed(Generic[R_co]):
     def options(self, *, connection: Connection | None = None, after: float | timedelta | None = None, at: datetime | None = None) -> Self:
         """Return a copy that is sent with these options, as in `EnqueueOptions`. A job's other options are given with its call.
 
-        `connection`   the jobs are added in its transaction, and exist if and only if that commits
+        `connection`   the jobs are added in its transaction, and exist if and only if the transaction commits
         `after`, `at`  when the jobs that begin the flow may start; this replaces their own `after` and `at`
 
         Raises TypeError or ValueError for an invalid option, naming it.

@@ -17,7 +17,7 @@ MAX_LEVEL: Final = 30
 AT_ONCE: Final = 1_000
 
 URGENCY: Final = (Status.FAILED, Status.RUNNING, Status.CANCELLED, Status.READY, Status.SCHEDULED, Status.HELD, Status.SUCCEEDED)
-"""If a job waits for many jobs, those with the first of these statuses are shown."""
+"""If a job waits for more jobs than can be shown, jobs are chosen by status, in this order."""
 
 
 class TreeLine(NamedTuple):

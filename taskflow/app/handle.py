@@ -82,7 +82,7 @@ class JobHandle(Generic[R_co]):
         return None if record is None else record.status
 
     async def info(self) -> JobInfo | None:
-        """Return the job's record, or None if the store does not know the job."""
+        """Return the job's record as a `JobInfo`, or None if the store does not know the job."""
         record = await self._app.client().read(self._id)
         return None if record is None else self._to_info(record)
 

@@ -134,7 +134,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> ErrorInfo | None:
-        """The error that ended a failed job. None if the job discarded itself; `reason` says why."""
+        """The error that ended a failed job. None for other jobs, and for a job that discarded itself: its `reason` says why."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""

@@ -174,7 +174,7 @@ def location(function: Callable[..., Any]) -> str:
 
 
 class BareCall(Generic[R_co]):
-    """A call to a job, as it is sent: see `Call`."""
+    """A call to a job, as it is sent. Its subclass `Call` can be part of a flow."""
 
     __slots__ = ("_named", "envelope", "given", "job_type", "raises_on_conflict")
 

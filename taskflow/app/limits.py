@@ -79,7 +79,7 @@ class Limits:
             doing.affected = 1
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
-        """Return the limits that hold up jobs or whose number was set, those with the most waiting jobs first. `limit` selects one."""
+        """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one."""
         found = await default_app().client().call(lambda broker: broker.admin.limits(limit))
         return [limit_info_of(record) for record in found]
 

@@ -97,7 +97,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._go_on)
 
     def _go_on(self, flushing: asyncio.Task[None]) -> None:
-        """Start another flush if callers are waiting. None are waiting if all tasks of the loop were cancelled."""
+        """Start another flush if callers are still waiting. They aren't if all tasks of the loop were cancelled."""
         self._flushing = None
         while self._waiting and self._waiting[0].answer.done():
             self._waiting.popleft()
@@ -211,7 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. More than `MAX_ITEMS` get proportionally more time, but only as long as repeats are safe."""
+        """Add envelopes in one step. Above `MAX_ITEMS`, the timeout grows in proportion, but no longer than repeats are safe."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 

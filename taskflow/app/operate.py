@@ -194,7 +194,7 @@ class Operate:
         return [msgspec.structs.replace(queue, counts=counts | queue.counts) for queue in found]
 
     async def workers(self) -> list[WorkerInfo]:
-        """Return the running workers, sorted by name."""
+        """Return the workers that are running or were just lost, sorted by name."""
         return [
             WorkerInfo(
                 **{name: getattr(record.session, name) for name in ("name", "queues", "concurrency", "jobs", "deploy")},
@@ -234,8 +234,8 @@ class Operate:
         deploy: str | None = None,
         limit: int = 100,
     ) -> list[FailureGroup]:
-        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return the groups with
-        jobs that failed on that deploy, those with the most first. The counts are exact, but with `tag` or `ended_before`, only the newest
+        """Return up to `limit` groups of failed jobs with the same cause, the largest first. With `deploy`, return only those with jobs
+        that failed on that deploy, the ones with the most first. The counts are exact, but with `tag` or `ended_before`, only the newest
         800 failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})

@@ -1,4 +1,4 @@
-"""The types of callers' connections in whose transactions jobs can be sent."""
+"""The types of the database connections in whose transactions callers can send jobs."""
 
 from __future__ import annotations
 
