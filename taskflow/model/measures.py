@@ -103,7 +103,7 @@ def _quantile(bins: Mapping[int, int], share: float) -> float:
 
 
 def measure_of(name: str, waits: Sequence[int], seconds: Sequence[float]) -> Measure:
-    """Return the measure of runs that ended with the verdict of this name. `waits` are in microseconds; negative ones count as 0. `seconds`
+    """Return the measure of runs that all ended with the verdict `name`. `waits` are in microseconds; negative ones count as 0. `seconds`
     are the run times."""
     if min(waits) < 0:  # the store's clock was set back
         waits = [max(0, wait) for wait in waits]

@@ -56,8 +56,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a schedule. Unless it `is_extra`, the store applies it only if the schedule is not paused, its digest is `digest`, and
-    its next instant is `expected`.
+    """One step of a schedule. Unless `is_extra` is True, the store applies it only if the schedule is not paused, its digest is `digest`,
+    and its next instant is `expected`.
 
     `next_at`    the next instant after this step; None if there is none
     `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter

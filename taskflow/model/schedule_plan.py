@@ -231,7 +231,7 @@ def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable
 
 
 def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
-    """Skip the instants from `at` to before `until`. Return the next instant and the number of skipped ones, at most `MAX_COUNTED`."""
+    """Skip the instants from `at` on that are before `until`. Return the next one, and the number skipped, at most `MAX_COUNTED`."""
     skipped, instant = 0, cast("int | None", at)
     while instant is not None and instant < until and skipped < MAX_COUNTED:
         instant = _next(times, instant)

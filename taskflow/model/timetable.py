@@ -267,7 +267,7 @@ def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | No
 
 
 def first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
-    """Return the first instant in (start, end] at which the zone's offset changes, to the second. Assumes at most one change a day."""
+    """Return the first second in (start, end] at which the zone's offset changes, or None. Assumes at most one change a day."""
     before = _offset(start.astimezone(zone))
     while start < end:
         later = min(start + timedelta(days=1), end)

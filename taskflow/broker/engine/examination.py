@@ -61,7 +61,7 @@ def _values(kind: int, sent: bytes | None, state: bytes | None) -> tuple[Any, ..
 def finding(found: Rebuilt | None) -> Finding:
     """Return what `taskflow doctor` says about a comparison. `found` is None if the comparison wasn't finished in time."""
     if found is None:
-        return Finding("indexes", "note", f"no difference from the records found within {EXAMINE_TIMEOUT:g} s")
+        return Finding("indexes", "note", f"not all compared with the records: no difference found within {EXAMINE_TIMEOUT:g} s")
     if found.corrected:
         where = ", ".join(f"{number:,} in {name}" for name, number in sorted(found.corrected.items()))
         return Finding(

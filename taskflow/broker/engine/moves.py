@@ -193,7 +193,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
 
 
 def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
-    """Send a job that its worker hasn't started through its gates again, including `limits` that its sender didn't know."""
+    """Take back a job that its worker hasn't started. It must pass its gates again, including `limits` that its sender didn't know."""
     if job.state.stop is not None or _successor(draft, job) is not None:
         requeue(draft, job, Transition(Event.HAND_BACK, job.counters))
         return

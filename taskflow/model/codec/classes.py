@@ -76,7 +76,7 @@ class ClassFields(msgspec.Struct, frozen=True):
 
 
 def record_of(record: ClassFields, promised: Shape, shapes: Mapping[str, Shape]) -> Shape:
-    """Complete the shape that was `promised` for a class, given the shapes of its fields, keyed by name."""
+    """Complete `promised`, the placeholder for the shape of a class, given the shapes of its fields, keyed by name."""
     label, known = promised.label, frozenset(shapes)
     required = frozenset(field.name for field in record.fields if field.required)
     shape = msgspec.structs.replace(

@@ -185,7 +185,7 @@ def _values_of_literal(annotation: Any) -> tuple[Any, ...]:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """Unwrap an annotation, and return its distinct members if it is a union. `around` holds the type aliases that enclose it."""
+    """Unwrap an annotation, and return the distinct members of the union, or a single member. `around` holds the enclosing type aliases."""
     while (inner := unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:

@@ -95,7 +95,7 @@ def _converted_pairs(
 
 
 def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys and values of an array that begins with the marker PAIRS."""
+    """Return the (key, value) pairs of an array that begins with the marker PAIRS. Raises ShapeError if the last key has no value."""
     if len(wires) % 2 == 0:
         raise ShapeError("has a key without a value")
     parts = iter(wires[1:])
