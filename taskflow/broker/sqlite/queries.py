@@ -67,17 +67,16 @@ class RecordReader:
         values.append(max(0, scan.limit))
         text = _scan_text(scan.of, width, tuple(ends), scan.backwards, scan.with_records)
         if scan.with_records:
-            packing = record_packing(index.kind, with_content, index.entries)
+            whole = record_packing(index.kind, with_content, index.entries)
             entries = list[Entry]()
-            for row in read_rows(self.connection, self.sql, text, packing, values):
-                record = packing.record(self.connection, self.sql, row)
+            for row in read_rows(self.connection, self.sql, text, whole, values):
+                record = whole.record(self.connection, self.sql, row)
                 place = position_of(index, record)
-                entries.append(Entry((packing.value(row), *place) if index.entries else place, record.ref, record))
+                entries.append(Entry((whole.value(row), *place) if index.entries else place, record.ref, record))
         else:
-            positions = position_packing(index)
-            at = [positions.names.index(name) for name in _position_names(index)]
-            id_at = positions.names.index("id")
-            rows = read_rows(self.connection, self.sql, text, positions, values)
+            packing, at = position_packing(index)
+            id_at = packing.names.index("id")
+            rows = read_rows(self.connection, self.sql, text, packing, values)
             entries = [Entry(tuple([row[place] for place in at]), Ref(index.kind, row[id_at]), None) for row in rows]
         if len(entries) > 1:
             entries.sort(key=_position, reverse=scan.backwards)  # aggregates guarantee no order
@@ -92,12 +91,12 @@ class RecordReader:
         else:
             text = _counted_groups(index) if index.counted else _first_of_groups(index)
             rows = self.connection.execute(self.sql[text]).fetchall()
-            ends = dict[int, Position]()
+            ends, (packing, at) = dict[int, Position](), position_packing(index)
+            seq_at = packing.names.index("seq")
             numbers = tuple({number for row in rows for number in row[:2]})
             for size, values in filled_up([(number,) for number in numbers]):
-                for row in read_rows(self.connection, self.sql, _BY_SEQ, record_packing(index.kind, False), values, size):
-                    record = record_packing(index.kind, False).record(self.connection, self.sql, row)
-                    ends[record.header["seq"]] = position_of(index, record)
+                for row in read_rows(self.connection, self.sql, _BY_SEQ, packing, values, size):
+                    ends[row[seq_at]] = tuple([row[place] for place in at])
             found = [
                 Group(ends[first][: index.groups], size, ends[first], ends[last] if index.counted else None)
                 for first, last, size in rows
@@ -149,17 +148,12 @@ def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwar
     order = ", ".join(f"{place} {'DESC' if backwards else 'ASC'}" for place in at)
     found = f"FROM {source}{where} ORDER BY {order} LIMIT ?"
     if not with_records:
-        columns = [f"r.{name}" if name != "value" else "e.value" for name in position_packing(index).names]
+        columns = [f"r.{name}" if name != "value" else "e.value" for name in position_packing(index)[0].names]
         return f"SELECT @ FROM (SELECT {', '.join(columns)} {found}) AS r"
     # rows are chosen first, so that no long value is read needlessly
     key = "seq" if has_seq(index.kind) else "id"
     value = ", e.value" if index.entries is not None else ""
     return f'SELECT @ FROM (SELECT r.{key} AS chosen{value} {found}) AS e CROSS JOIN "~{table}" AS r ON r.{key} = e.chosen'
-
-
-def _position_names(index: Index) -> list[str]:
-    names = [falling_column(name[1:]) if name[0] == "-" else name for name in index.at]
-    return names if index.entries is None else ["value", *names]
 
 
 @cache
@@ -338,15 +332,16 @@ def record_packing(kind: int, with_content: bool, entries: Type | None = None) -
 
 
 @cache
-def position_packing(index: Index) -> Packing:
-    """Return the `Packing` that reads an index's positions: the index's columns and the record's id."""
+def position_packing(index: Index) -> tuple[Packing, list[int]]:
+    """Return the `Packing` that reads an index's positions, and the places of a position's parts in its rows. The rows also have the
+    record's id, and its number if the store numbers such records."""
+    names = [falling_column(name[1:]) if name[0] == "-" else name for name in index.at]
     types = {field.name: field.type for field in HEADERS[index.kind]} | {"id": Type.BYTES}
-    columns = [(falling_column(name[1:]) if name[0] == "-" else name, types[name.removeprefix("-")]) for name in index.at]
+    columns = {name: types[field.removeprefix("-")] for name, field in zip(names, index.at, strict=True)}
     if index.entries is not None:
-        columns.insert(0, ("value", index.entries))
-    if "id" not in index.at:
-        columns.append(("id", Type.BYTES))
-    return Packing(columns)
+        names, columns = ["value", *names], {"value": index.entries, **columns}
+    packing = Packing(list((columns | {name: types[name] for name in ("seq", "id") if name in types}).items()))
+    return packing, [packing.names.index(name) for name in names]
 
 
 def position_of(index: Index, record: Record) -> Position:
