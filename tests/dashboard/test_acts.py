@@ -341,7 +341,7 @@ async def test_an_action_without_jobs_or_with_invalid_input_is_refused(memory: W
 @pytest.fixture
 def begun(memory: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Add 900 jobs, of which a cancel has reached 500 when it waits for this event."""
-    monkeypatch.setattr(acts, "PATIENCE", 0.01)
+    monkeypatch.setattr(acts, "PATIENCE", 0.5)
     may_continue, cancel = asyncio.Event(), memory.broker.cancel
     calls = 0
 

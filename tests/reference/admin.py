@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from datetime import datetime
+from functools import partial
 from operator import attrgetter, itemgetter
 
 from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueInfo, Rebuilt, Redone, View
@@ -66,11 +68,11 @@ class ReferenceStore(UpkeepStore):
     def scan(self, request: ScanRequest) -> ScanResult:
         """List jobs in the order of their positions. This sorts the jobs behind `request.after`, as far as they are read."""
         placed = [(at, job) for at, job in self._placed(request) if request.after is None or at > request.after]
-        listed, examined, end = list[tuple[Record, Position]](), 0, None
+        listed, examined, end = list[tuple[Callable[[], Record], Position]](), 0, None
         for position, job in heapq.nsmallest(request.most, placed, key=itemgetter(0)):
             examined, end = examined + 1, position
             if self._matches(job, request.view):
-                listed.append((job.to_record(), position))
+                listed.append((partial(copy, job.to_record()), position))
                 if len(listed) == request.limit:
                     break
         return ScanResult(listed, examined, end if examined < len(placed) else None, self.now)

@@ -248,7 +248,7 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
         after: Position | None = None
         while purged < limit:
             found = yield from pages.scan(ScanRequest(chosen, status, after, limit - purged, EXAMINED))
-            ids = [record.id for record, _ in found.listed if record.status is not Status.RUNNING]
+            ids = [record.id for decode, _ in found.listed if (record := decode()).status is not Status.RUNNING]
             refs = [Ref(Kind.JOB, job_id) for job_id in ids]
             purged += sum((yield from decide(ids, _purger(chosen, is_felled=chosen is felled), rules, refs, scans=MOVE_SCANS)))
             if (after := found.end) is None:

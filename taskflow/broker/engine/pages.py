@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from taskflow.broker.admin import View
@@ -24,7 +25,7 @@ HEADS: Final = 50
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List up to `limit` jobs that match a view, in the order of their positions, after examining at most `most` jobs."""
-    listed, examined, after = list[tuple[Record, Position]](), 0, request.after
+    listed, examined, after = list[tuple[Callable[[], Record], Position]](), 0, request.after
     while True:
         wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # may exceed `limit` if some didn't match
         entries, seen, has_more = yield from _read(request, after, wanted)
@@ -33,7 +34,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
             assert entry.record is not None
             job = Job.of_record(entry.record)
             if _is_at(request.status, entry) and matches(job, request.view, seen.now):
-                listed.append((job.to_record(), after))
+                listed.append((job.to_record, after))
             if len(listed) == request.limit or examined == request.most:
                 return ScanResult(listed, examined, after if has_more or number < len(entries) else None, seen.now)
         if not has_more:
