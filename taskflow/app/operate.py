@@ -46,7 +46,7 @@ MAX_GROUPS: Final = 100
 MAX_READ: Final = 100_000
 """The maximum number of groups that are read to find those with jobs of a deploy."""
 
-SAMPLES_AT_ONCE: Final = 20
+SAMPLES_AT_ONCE: Final = 10
 
 
 class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):

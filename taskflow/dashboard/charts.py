@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -44,8 +45,9 @@ def merged(measures: Iterable[Measure]) -> Measure:
     return total
 
 
-def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
-    """Combine the periods of the last `back` into about 60 buckets of equal length. An empty `queue` or `job` means all."""
+async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
+    """Combine the periods of the last `back` into about 60 buckets of equal length. An empty `queue` or `job` means all. The event loop
+    runs other tasks between two periods: a thread would often keep it waiting for 5 ms, which is how long one may hold the GIL."""
     longest = max((record.seconds for record in history), default=MINUTE)
     seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
     seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
@@ -53,6 +55,7 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
     last = max([int(datetime.now(UTC).timestamp()), *(int(record.at.timestamp()) for record in history)]) // seconds
     found = {place: Measure() for place in range(first, min(last, first + 2 * MAX_BUCKETS) + 1)}
     for record in history:
+        await asyncio.sleep(0)
         if (into := found.get(int(record.at.timestamp()) // seconds)) is not None:
             for (its_queue, its_job), measure in record.measures.items():
                 if queue in ("", its_queue) and job in ("", its_job):

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from taskflow.app.app import default_app
 from taskflow.app.operate import operate
 from taskflow.dashboard.guard import Access
-from taskflow.dashboard.memo import remembered
+from taskflow.dashboard.memo import SEEN, remembered
 from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 from taskflow.model.schedule import ScheduleRecord
@@ -25,9 +25,11 @@ from taskflow.model.schedule import ScheduleRecord
 INTERVAL: Final = 1.0  # seconds between two checks of the store; a page is shared until the next check
 MAX_FACTOR: Final = 8.0  # with more watchers, the interval grows by up to this factor, so that checks cost the host little
 TIMES: Final = 10  # the pause between two checks is at least this many times as long as the last check, to spare a slow store
-SPACING: Final = 0.02  # seconds between the notifications of two watchers, so that their fetches do not arrive all at once
+SPACING: Final = 0.2  # seconds between the notifications of two watchers, so that the host does not make several pages at once
+MAX_SPREAD: Final = 2.0  # seconds until the last watcher is notified
 MAX_STREAM: Final = 20.0  # seconds: a stopping server waits for its streams, and browsers open the next stream by themselves
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
+READ: Final = (operate.queues, operate.workers, operate.metrics, operate.paused_jobs)  # what a check reads, and pages then reuse
 AWAY: Final = "away"
 RETRY: Final = 1_000  # milliseconds
 
@@ -39,6 +41,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.is_ending = False
+        self.found: dict[Callable[[], Awaitable[Any]], Any] = {}
         self._state = ""
         self._watchers = set[asyncio.Event]()
         self._task: asyncio.Task[None] | None = None
@@ -101,19 +104,19 @@ class Sampler:
     async def _check_store(self) -> str:
         self._took, clock = 0.0, asyncio.get_running_loop().time
         try:
-            queues, workers, *others = await asyncio.gather(
-                operate.queues(), operate.workers(), operate.metrics(), operate.paused_jobs(), remembered("schedules", _schedules)
-            )
+            found: list[Any] = await asyncio.gather(*(read() for read in READ), remembered("schedules", _schedules))
         except TaskflowError:
             state = AWAY
         else:
+            self.found, [queues, workers, *others] = dict(zip(READ, found, strict=False)), found
             counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
             seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
             state, self._took = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16], clock() - self._checked_at
         if state != self._state:
             self._state = state
+            spacing = min(SPACING, MAX_SPREAD / max(1, len(self._watchers)))
             for number, watcher in enumerate(self._watchers):
-                asyncio.get_running_loop().call_later(number * SPACING, watcher.set)
+                asyncio.get_running_loop().call_later(number * spacing, watcher.set)
         return state
 
 
@@ -157,6 +160,7 @@ class Live:
             # The key includes the digest, because a page must not be older than its ETag.
             key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
+                request.scope[SEEN] = {} if digest == AWAY else sampler.found
                 self._pages[key] = loop.time() + sampler.interval, loop.create_task(_awaited(endpoint(request)))
             made: Any = await asyncio.shield(self._pages[key][1])
             return HTMLResponse(made.body, made.status_code, headers)

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+from starlette.requests import Request
+
 from taskflow.app.app import default_app
 from taskflow.app.loop_client import LoopClient
 
@@ -15,6 +17,8 @@ T = TypeVar("T")
 SLOW: Final = 0.02  # seconds: faster reads aren't cached
 TIMES: Final = 20  # a result is cached for this many times as long as the read took
 MAX_KEPT: Final = 200  # maximum number of cached results
+
+SEEN: Final = "taskflow.seen"  # set in the scope of a script's request to the results of the newest check of the store, by function
 
 _memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]()
 
@@ -34,6 +38,12 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
     if took > SLOW:
         memo[key] = clock() + max(keep, TIMES * took), result
     return result
+
+
+async def seen(request: Request, read: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `read`. If the request is for the newest check of the store, and the check has called `read`, reuse that."""
+    found: dict[Callable[[], Awaitable[Any]], T] = request.scope.get(SEEN, {})
+    return found[read] if read in found else await read()
 
 
 def forget() -> None:

@@ -27,12 +27,12 @@ from taskflow.broker.admin import Page, QueueInfo, View
 from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
-from taskflow.dashboard.memo import remembered
+from taskflow.dashboard.memo import remembered, seen
 from taskflow.dashboard.rendering import redirect, render, with_query
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.measures import Measure, MeasuresRecord, sum_of
+from taskflow.model.measures import Measure, Measures, MeasuresRecord, add_up
 from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, is_parked, timeline, waits_at_limit
 from taskflow.model.timetable import zone_of
 
@@ -49,9 +49,9 @@ FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_NAMES: Final = 100  # maximum number of names that a filter suggests
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 PORTIONS: Final = (
-    (timedelta(days=2), timedelta(days=1)),
+    (timedelta(days=2), timedelta(hours=12)),
     (timedelta(hours=3), timedelta(hours=2)),
-    (timedelta(), timedelta(minutes=20)),
+    (timedelta(), timedelta(minutes=10)),
 )
 """Pairs of an age and a span: history older than the age is read in portions of that span, because older periods are longer."""
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
@@ -73,13 +73,16 @@ async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *,
     return await remembered(("failures", view, most, deploy, others), read, keep=20.0)
 
 
-async def history_of(back: timedelta) -> list[MeasuresRecord]:
-    """Read the history in portions, between which the event loop runs other tasks: unpacking 30 days at once takes half a second."""
+async def history_of(back: timedelta, queue: str | None = None) -> list[MeasuresRecord]:
+    """Read the history, of all queues or of one, in portions, between which the event loop runs other tasks: unpacking 30 days at once
+    takes half a second."""
     now, found = datetime.now(UTC), dict[tuple[datetime, int], MeasuresRecord]()
     while back > timedelta():
-        portion = next(portion for age, portion in PORTIONS if back > age)
+        portion = next(min(portion, back - age) for age, portion in PORTIONS if back > age)
         until = now - (back - portion) if back > portion else None
-        found |= {(each.at, each.seconds): each for each in await operate.history(since=now - back, until=until)}
+        for each in await operate.history(since=now - back, until=until):
+            measures = {pair: measure for pair, measure in each.measures.items() if queue in (None, pair[0])}
+            found[each.at, each.seconds] = MeasuresRecord(at=each.at, seconds=each.seconds, measures=measures)
         back -= portion
     return [found[period] for period in sorted(found)]
 
@@ -87,10 +90,14 @@ async def history_of(back: timedelta) -> list[MeasuresRecord]:
 async def overview(request: Request) -> Response:
     async def rate() -> Markup | None:
         history = await history_of(timedelta(hours=1))
-        return await run_in_threadpool(_rate, history) if history else None
+        title = "Runs per minute in the last hour"
+        return charts.rate(await charts.buckets(history, timedelta(hours=1)), title) if history else None
 
     queues, workers, paused_jobs, chart = await asyncio.gather(
-        operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=15.0)
+        seen(request, operate.queues),
+        seen(request, operate.workers),
+        seen(request, operate.paused_jobs),
+        remembered("rate", rate, keep=15.0),
     )
     known = [worker.jobs for worker in workers if not worker.is_lost]
     deploy = newest_deploy(workers)
@@ -114,10 +121,6 @@ async def overview(request: Request) -> Response:
     )
 
 
-def _rate(history: list[MeasuresRecord]) -> Markup:
-    return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs per minute in the last hour")
-
-
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
     """Return the deploy that started last, judged by the oldest running worker of each deploy; an empty string if none is known."""
     begun = dict[str, datetime]()
@@ -139,7 +142,7 @@ async def jobs(request: Request) -> Response:
     view = view_of_filters(filters)
     with refusing():
         listed = _of_cause(group, cursor) if group else call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE))
-        page, queues, workers = await asyncio.gather(listed, operate.queues(), remembered("workers", operate.workers, keep=30.0))
+        page, queues, workers = await asyncio.gather(listed, seen(request, operate.queues), seen(request, operate.workers))
     [status] = view.statuses or (None,)
     actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
     return await render(
@@ -279,7 +282,7 @@ async def failures(request: Request) -> Response:
     given, deploy = filters_of(request.query_params), request.query_params.get("deploy", "").strip()
     filters = {name: text for name, text in given.items() if name in ("queue", "job", "tag")}
     view, shown = view_of_filters(filters), dict.fromkeys(("queue", "job", "tag"), "") | filters
-    found, workers = await asyncio.gather(groups_of(view, deploy=deploy), operate.workers())
+    found, workers = await asyncio.gather(groups_of(view, deploy=deploy), seen(request, operate.workers))
     return await render(
         request,
         "failures.html",
@@ -301,13 +304,13 @@ def _takers(workers: list[WorkerInfo], queue: str) -> list[WorkerInfo]:
 async def queue(request: Request) -> Response:
     name = request.path_params["name"]
 
-    async def last_day() -> tuple[dict[str, Measure], dict[str, Measure]]:
-        return await run_in_threadpool(_by_job_and_deploy, await history_of(timedelta(days=1)), name)
+    async def last_day() -> dict[str, Any]:
+        return await _last_day(await history_of(timedelta(days=1), name))
 
-    queues, workers, totals, (measures, parts), found_limits = await asyncio.gather(
-        operate.queues(),
-        operate.workers(),
-        operate.metrics(),
+    queues, workers, totals, drawn, found_limits = await asyncio.gather(
+        seen(request, operate.queues),
+        seen(request, operate.workers),
+        seen(request, operate.metrics),
         remembered(("last day", name), last_day, keep=60.0),
         remembered("limits", limits.list),
     )
@@ -321,24 +324,29 @@ async def queue(request: Request) -> Response:
         workers=_takers(workers, name),
         events=totals.get(name, {}),
         limits=[limit for limit in found_limits if any(job.queue == name for job in (*limit.holders, *limit.next))][:MAX_ROWS],
-        measures=sorted(measures.items(), key=lambda pair: -pair[1].number)[:MAX_ROWS],
-        waits=charts.histogram({part: measure.waits for part, measure in parts.items()}, "Waits in the last day"),
-        times=charts.histogram({part: measure.times for part, measure in parts.items()}, "Run times in the last day"),
+        **drawn,
     )
 
 
-def _by_job_and_deploy(history: list[MeasuresRecord], queue: str) -> tuple[dict[str, Measure], dict[str, Measure]]:
-    """Add up a queue's measures by job, and also before and since the newest deploy (in total if no deploy is known to have begun)."""
-    own = [{pair: of for pair, of in each.measures.items() if pair[0] == queue} for each in history]
-    by_job, periods = {job: of for (_, job), of in sum_of(own).items()}, [charts.merged(each.values()) for each in own]
-    if not (begun := charts.deploys(periods)):
-        return by_job, {"": charts.merged(periods)}
-    place, deploy = begun[-1]
-    return by_job, {f"before {deploy}": charts.merged(periods[:place]), f"since {deploy}": charts.merged(periods[place:])}
+async def _last_day(history: list[MeasuresRecord]) -> dict[str, Any]:
+    """Add up a queue's measures by job. Draw its waits and run times, before and since the newest deploy if it has begun in this time."""
+    by_job, periods = Measures(), list[Measure]()
+    for each in history:
+        await asyncio.sleep(0)  # see `charts.buckets`
+        add_up(by_job, each.measures)
+        periods.append(charts.merged(each.measures.values()))
+    place, deploy = (charts.deploys(periods) or [(0, "")])[-1]
+    parts = {f"before {deploy}": charts.merged(periods[:place])} if place else {}
+    parts[f"since {deploy}" if deploy else ""] = charts.merged(periods[place:])
+    return {
+        "measures": sorted(((job, of) for (_, job), of in by_job.items()), key=lambda pair: -pair[1].number)[:MAX_ROWS],
+        "waits": charts.histogram({part: measure.waits for part, measure in parts.items()}, "Waits in the last day"),
+        "times": charts.histogram({part: measure.times for part, measure in parts.items()}, "Run times in the last day"),
+    }
 
 
 async def workers(request: Request) -> Response:
-    found = await operate.workers()
+    found = await seen(request, operate.workers)
     return await render(request, "workers.html", workers=found[:MAX_ROWS], number_of_workers=len(found))
 
 
@@ -382,15 +390,15 @@ async def chart_page(request: Request) -> Response:
     filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
 
     async def drawn() -> dict[str, Any]:
-        return await run_in_threadpool(_drawn, await history_of(timedelta(hours=hours)), hours, **filters)
+        return await _drawn(await history_of(timedelta(hours=hours)), hours, **filters)
 
     # A point in a 30-day chart covers half a day.
     values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
     return await render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
 
 
-def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
-    found = charts.buckets(history, timedelta(hours=hours), queue=queue, job=job)
+async def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
+    found = await charts.buckets(history, timedelta(hours=hours), queue=queue, job=job)
     drawn: dict[str, Any] = {}
     if any(bucket.measure.number for bucket in found):
         drawn = {

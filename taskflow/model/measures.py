@@ -32,7 +32,7 @@ _Bin = Annotated[int, msgspec.Meta(ge=0, le=MAX_BIN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
-class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """The runs of one job in one queue.
 
     `runs`      how many runs ended with each verdict, by its name: "succeeded", "retried" and so on
@@ -80,7 +80,7 @@ Measures = dict[tuple[str, str], Measure]
 """Measures by queue and job."""
 
 
-class MeasuresRecord(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuresRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The measures of all workers over a period.
 
     `at`        when the period begins

@@ -29,13 +29,13 @@ def count_looks(memory: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     looks, kind = list[str](), type(memory.broker.admin)
 
     def counted(name: str, asked: Any) -> Any:
-        async def ask(self: Any) -> Any:
+        async def ask(self: Any, *arguments: Any, **options: Any) -> Any:
             looks.append(name)
-            return await asked(self)
+            return await asked(self, *arguments, **options)
 
         return ask
 
-    for name in ("queues", "workers", "metrics"):
+    for name in ("queues", "workers", "metrics", "page"):
         monkeypatch.setattr(kind, name, counted(name, getattr(kind, name)))
     return looks
 
@@ -176,15 +176,16 @@ async def test_a_script_gets_the_content_without_its_frame(memory: World, site: 
 
 
 async def test_equal_requests_of_scripts_share_a_page(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not share it with people who have other rights, nor with a person who opens the page."""
+    """They do not share it with people who have other rights, nor with a person who opens the page. They reuse what the look has read,
+    but a person who opens the page gets the newest state."""
     monkeypatch.setattr(live, "INTERVAL", 30.0)
     looks, access = count_looks(memory, monkeypatch), [ADA]
     async with Site(lambda request: access[-1]) as site:
-        answers = await asyncio.gather(*[site.client.get(f"{PREFIX}/workers", headers=FRAGMENT) for _ in range(20)])
+        answers = await asyncio.gather(*[site.client.get(f"{PREFIX}/jobs", headers=FRAGMENT) for _ in range(20)])
         assert len({answer.text for answer in answers}) == 1
-        assert sorted(looks) == ["metrics", "queues", "workers", "workers"]  # one look, and one page
-        await site.get("/workers")
-        await site.client.get(f"{PREFIX}/workers?x=1", headers=FRAGMENT)
+        assert sorted(looks) == ["metrics", "page", "queues", "workers"]
+        await site.get("/jobs")
+        await site.client.get(f"{PREFIX}/jobs?x=1", headers=FRAGMENT)
         access.append(type(ADA)("eve"))
-        await site.client.get(f"{PREFIX}/workers", headers=FRAGMENT)
-        assert looks.count("workers") == 5
+        await site.client.get(f"{PREFIX}/jobs", headers=FRAGMENT)
+        assert [looks.count(name) for name in ("page", "queues", "workers", "metrics")] == [4, 2, 2, 1]

@@ -489,14 +489,14 @@ def test_a_deploy_begins_where_it_has_its_first_run(periods: str, marks: list[tu
 
 
 @pytest.mark.parametrize("hours", [1, 6, 24, 168, 720])
-def test_buckets_are_few_and_have_every_period(hours: int) -> None:
+async def test_buckets_are_few_and_have_every_period(hours: int) -> None:
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     ages = [(timedelta(minutes=1), 60), (timedelta(hours=hours) * 0.9, 3_600 if hours > 48 else 600 if hours > 3 else 60)]
     history = [MeasuresRecord(at=now - age, seconds=seconds, measures={("q", "j"): MAIL}) for age, seconds in ages]
-    found = charts.buckets(history, timedelta(hours=hours))
+    found = await charts.buckets(history, timedelta(hours=hours))
     assert 6 <= len(found) <= 62
     assert sum(bucket.measure.number for bucket in found) == 120
-    assert charts.buckets(history, timedelta(hours=hours), queue="other")[0].measure.number == 0
+    assert (await charts.buckets(history, timedelta(hours=hours), queue="other"))[0].measure.number == 0
     passed = (datetime.now(UTC) - found[-1].at).total_seconds()
     assert found[-1].seconds <= max(60, passed)  # a rate of the present period is not that of a whole one
 
@@ -540,19 +540,19 @@ async def test_the_page_of_a_job_shows_its_flow(world: World, site: Site) -> Non
     assert "it waits for" not in (await site.get(f"{PREFIX}/jobs/{id_text(other.id)}")).text
 
 
-def test_a_chart_has_a_gap_before_the_first_run_that_was_measured() -> None:
+async def test_a_chart_has_a_gap_before_the_first_run_that_was_measured() -> None:
     """Before it, perhaps no worker had a History. After it, minutes without a run are zero, also for a job without any run."""
     now = datetime.now(UTC).replace(second=30)
     history = [
         MeasuresRecord(at=now - age, seconds=60, measures={("q", "j"): MAIL}) for age in (timedelta(minutes=20), timedelta(minutes=5))
     ]
     for job in ("j", "other"):
-        found = charts.buckets(history, timedelta(hours=1), job=job)
+        found = await charts.buckets(history, timedelta(hours=1), job=job)
         drawn = charts.rate(found, "Runs per minute")
         plot = json.loads(html.unescape(drawn.partition('data-plot="')[2].partition('"')[0]))
         runs = plot["series"][0]["values"]
         assert runs[:40] == [None] * 40
         assert None not in runs[-19:]
         assert f"nothing measured before {history[0].at:%m-%d %H:%M} UTC" in drawn
-    whole = charts.rate(charts.buckets(history, timedelta(minutes=20)), "Runs per minute")
+    whole = charts.rate(await charts.buckets(history, timedelta(minutes=20)), "Runs per minute")
     assert "nothing measured" not in whole
