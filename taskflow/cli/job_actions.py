@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -14,20 +13,10 @@ import msgspec
 
 from taskflow.app import bulk_actions
 from taskflow.app.app import App
-from taskflow.app.bulk_actions import (
-    ASKED,
-    CHANGED,
-    UNKNOWN,
-    ActionProgress,
-    ActionResult,
-    CallBroker,
-    CallBrokerOnce,
-    amend_jobs,
-    recorded,
-    selection,
-)
+from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionResult, CallBroker, CallBrokerOnce, amend_jobs, recorded, selection
 from taskflow.app.flow_tree import flow_of, to_retry
 from taskflow.app.operate import group_ids
+from taskflow.app.rollout import Rollout, stages_of
 from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli import command
@@ -38,12 +27,9 @@ from taskflow.cli.terminal import Bar, confirmed, print_now, show, warn
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
-from taskflow.model.printable import message, one_line
-from taskflow.model.record import Status
+from taskflow.model.printable import one_line
 
 AT_ONCE: Final = 100
-MAX_CHECKED: Final = 1_000  # maximum number of jobs that are read between two batches, however many haven't ended yet
-POLL_INTERVAL: Final = 0.2
 PAST: Final = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "purged"}
 WOULD: Final = {"run-now": "make ready"}
 
@@ -206,101 +192,28 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     if not ids:
         warn(f"no failed job is in group {arguments.group}: `taskflow failures` lists the groups")
         return Exit.NOT_FOUND
-    report = Report(action="retry", dry_run=arguments.dry_run, matching=len(ids))
+    report, sizes = Report(action="retry", dry_run=arguments.dry_run, matching=len(ids)), (arguments.canary, *arguments.then)
     if arguments.dry_run:
-        report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
+        report.stages = [{"jobs": len(stage), "changed": 0} for stage in stages_of(ids, sizes)]
         report.print_dry(arguments, " in stages of " + ", ".join(f"{stage['jobs']:,}" for stage in report.stages))
         return Exit.OK
     if not any(worker.is_alive for worker in await broker.admin.workers()):
         warn("no worker is running: the jobs wait until one starts")
-    rollout = Rollout(broker, arguments)
-
-    def left_alone() -> str:
-        return f"{len(ids) - rollout.done.seen:,} of {len(ids):,} were not retried"
-
-    with _explaining_interrupts(lambda: f"retried {rollout.done.changed:,}; {left_alone()}"):
-        for stage in _stages(ids, arguments):
+    which, how = {"group": arguments.group, **selection(filter_of(arguments))}, operator(arguments)
+    rollout = Rollout(CallBrokerOnce(broker), len(ids), which, wait=arguments.wait, rate=arguments.rate, **how)
+    with _explaining_interrupts(lambda: f"retried {rollout.done.changed:,}; {rollout.left_alone}"):
+        for stage in stages_of(ids, sizes):
             before = rollout.done.changed
             report.stopped = await rollout.run(stage)
             report.add(rollout.done)
             report.stages = [*report.stages, {"jobs": len(stage), "changed": report.changed - before}]
             if report.stopped is not None:
-                warn(f"stopped: {report.stopped}; {left_alone()}")
+                warn(f"stopped: {report.stopped}; {rollout.left_alone}")
                 break
             if not arguments.json:
                 print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
     report.print(arguments)
     return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
-
-
-def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Sequence[bytes]]:
-    """Yield the ids of each stage. `--canary` and `--then` give the sizes, and the last stage contains all remaining ids."""
-    begin = 0
-    for size in (arguments.canary, *arguments.then, None):
-        if begin < len(ids) and size != 0:
-            end = len(ids) if size is None else begin + size
-            yield ids[begin:end]
-            begin = end
-
-
-class Rollout:
-    """Retries jobs and watches them. `done` counts the outcomes. The audit log has an entry for each stage."""
-
-    def __init__(self, broker: Broker, arguments: argparse.Namespace) -> None:
-        self.done = ActionResult()
-        self._broker = broker
-        self._rate: float | None = arguments.rate
-        self._wait: float = arguments.wait
-        self._action = {"which": {"group": arguments.group, **selection(filter_of(arguments))}, **operator(arguments)}
-        self._watched: list[bytes] = []
-
-    async def run(self, stage: Sequence[bytes]) -> str | None:
-        """Retry these jobs, and wait until they have ended. Return the reason to stop the rollout, or None."""
-        async with recorded(CallBrokerOnce(self._broker), "retry", **self._action) as progress:
-            problem = await self._retry(stage, progress)
-            progress.stopped = problem or ""
-        return problem or await self._until_ended()
-
-    async def _retry(self, stage: Sequence[bytes], progress: ActionProgress) -> str | None:
-        size = AT_ONCE if self._rate is None else max(1, min(AT_ONCE, int(self._rate)))
-        for begin in range(0, len(stage), size):
-            portion, began = stage[begin : begin + size], time.monotonic()
-            answers = await bulk_actions.apply(CallBrokerOnce(self._broker), "retry", portion)
-            self._watched += [job_id for job_id, answer in zip(portion, answers, strict=True) if answer == CHANGED]
-            done = ActionResult.of(answers)
-            self.done += done
-            progress.affected += done.changed
-            if (problem := await self._check()) is not None:
-                return problem
-            if self._rate is not None:
-                await asyncio.sleep(max(0.0, len(portion) / self._rate - (time.monotonic() - began)))
-        return None
-
-    async def _until_ended(self) -> str | None:
-        give_up_at = time.monotonic() + self._wait
-        while (problem := await self._check()) is None and self._watched:
-            if time.monotonic() > give_up_at:
-                number = len(self._watched)
-                subject = "1 job has" if number == 1 else f"{number:,} jobs have"
-                return f"{subject} not ended within {self._wait:g} s, for example {id_text(self._watched[0])}"
-            await asyncio.sleep(POLL_INTERVAL)
-        return problem
-
-    async def _check(self) -> str | None:
-        """Return a message about the first job that has failed again, or None. Unfinished jobs are checked again after the others."""
-        left, next_ones = list[bytes](), self._watched[:MAX_CHECKED]
-        for begin in range(0, len(next_ones), AT_ONCE):
-            ids = next_ones[begin : begin + AT_ONCE]
-            for job_id, record in zip(ids, await self._broker.read(ids), strict=True):
-                # The retry has cleared the counters. A job that has failed again may be waiting for its next attempt.
-                if record is not None and (record.status is Status.FAILED or record.failures > 0 or record.crashes > 0):
-                    error = record.errors[-1] if record.errors else None
-                    why = record.reason or (f"{error.type}: {error.message}" if error else "")
-                    return f"{id_text(job_id)} failed again: {message(why)}"
-                if record is not None and not record.status.is_ended:
-                    left.append(job_id)
-        self._watched = self._watched[MAX_CHECKED:] + left
-        return None
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ from taskflow.app.bulk_actions import (
     selection,
 )
 from taskflow.app.operate import group_ids, operate
+from taskflow.app.rollout import Rollout, stages_of
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
@@ -41,7 +42,6 @@ from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
 from taskflow.dashboard.rendering import SAID, UNAVAILABLE, path_of, redirect, render, with_query
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
-from taskflow.dashboard.stages import StagesStopped, retry_in_stages
 from taskflow.model.errors import BrokerError, DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import LIVE, Status
@@ -55,6 +55,8 @@ MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # maximum number of jobs in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
+STAGES: Final = (1, 10)
+MAX_WAIT: Final = 600.0  # seconds for which a stage waits for its jobs
 MAX_KEPT: Final = 50  # maximum number of ended actions that are kept for their pages
 REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = (
@@ -151,13 +153,17 @@ class Act:
     def __init__(self, target: Target, by: str, reason: str) -> None:
         self.target = target
         self.by = by
-        self.result = ActionResult()
+        self.rollout: Rollout | None = None  # of an action in stages
         self.problem = ""
-        self.waits_for = ""
         self.is_stopped = False
+        self._result = ActionResult()
         self._began = time.monotonic()
         self._ended: float | None = None
         self.task = asyncio.get_running_loop().create_task(self._run(reason))
+
+    @property
+    def result(self) -> ActionResult:
+        return self._result if self.rollout is None else self.rollout.done
 
     @property
     def is_running(self) -> bool:
@@ -176,13 +182,15 @@ class Act:
         target, by, broker = self.target, self.by, default_app().client().call
         try:
             if target.in_stages:
-                async for self.result, self.waits_for in retry_in_stages(broker, target.ids, by=by, reason=reason):
-                    pass
+                which = {"group": target.group, **selection(target.view)}
+                self.rollout = rollout = Rollout(broker, len(target.ids), which, by=by, reason=reason, wait=MAX_WAIT)
+                for stage in stages_of(target.ids, STAGES):
+                    if problem := await rollout.run(stage, waits=stage[-1] != target.ids[-1]):
+                        self.is_stopped, self.problem = True, f"{problem}; {rollout.left_alone}"
+                        break
             else:
-                async for self.result in perform(broker, target.action, target.ids, target.view, by=by, reason=reason):
+                async for self._result in perform(broker, target.action, target.ids, target.view, by=by, reason=reason):
                     pass
-        except StagesStopped as stopped:
-            self.is_stopped, self.problem = True, str(stopped)
         except BrokerError as error:
             log.error("a dashboard action failed: %s", error)  # for the operator only: the message names the server
             self.problem = UNAVAILABLE
@@ -243,7 +251,7 @@ class Acts:
         act = self._act_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
         words = {"name": request.path_params["name"], "done": DONE[action], "which": _words(act.target)}
-        return await render(request, "progress.html", headers=headers, act=act, **words)
+        return await render(request, "progress.html", act.target.label, headers=headers, act=act, **words)
 
     async def stop(self, request: Request) -> Response:
         await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
@@ -270,6 +278,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
     return await render(
         request,
         "act.html",
+        target.label,
         status=400 if is_unconfirmed else 200,
         target=target,
         number=number,
@@ -280,6 +289,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
         is_unconfirmed=is_unconfirmed,
         given=given,
         possible=sorted(POSSIBLE[target.action]),
+        nav="failures" if target.group else "jobs",
     )
 
 

@@ -17,10 +17,12 @@ from taskflow.dashboard import pages
 from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
-from taskflow.dashboard.live import Endpoint, Live
+from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import API, FILES, KINDS, UNAVAILABLE, message_page
 from taskflow.model.errors import BrokerError
 from taskflow.model.printable import one_line
+
+CACHED: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 log: Final = logging.getLogger("taskflow.dashboard")
 
@@ -60,16 +62,9 @@ def dashboard_with(live: Live, acts: Acts, authorize: Authorize | None) -> ASGIA
         Route("/audit", pages.audit),
         *api_routes(API),
         Route("/live", live.stream),
-        *(Route(f"/{name}", _file(content, KINDS[Path(name).suffix])) for name, content in FILES.items()),
+        *(Route(f"/{name}", Response(content, 200, CACHED, KINDS[Path(name).suffix]), methods=["GET"]) for name, content in FILES.items()),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, BrokerError: _unavailable}), authorize)
-
-
-def _file(content: bytes, kind: str) -> Endpoint:
-    async def file(request: Request) -> Response:
-        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=31536000, immutable"})
-
-    return file
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ from taskflow.app.app import default_app
 from taskflow.app.operate import operate
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import SEEN, remembered
-from taskflow.dashboard.rendering import POLLS, is_fragment
+from taskflow.dashboard.rendering import LIVE, POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 from taskflow.model.schedule import ScheduleRecord
 
@@ -129,7 +129,7 @@ class Live:
 
     def __init__(self) -> None:
         self._samplers = WeakKeyDictionary[asyncio.AbstractEventLoop, Sampler]()
-        self._pages: dict[tuple[object, ...], tuple[float, asyncio.Task[Response]]] = {}
+        self._pages: dict[tuple[object, ...], tuple[float, asyncio.Future[Response]]] = {}
 
     def sampler(self) -> Sampler:
         """Return the sampler of the running event loop."""
@@ -146,6 +146,7 @@ class Live:
         Requests that load a whole page are not shared."""
 
         async def shared(request: Request) -> Response:
+            request.scope[LIVE] = True
             if not is_fragment(request):
                 return await endpoint(request)
             sampler = self.sampler()
@@ -161,12 +162,8 @@ class Live:
             key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
                 request.scope[SEEN] = {} if digest == AWAY else sampler.found
-                self._pages[key] = loop.time() + sampler.interval, loop.create_task(_awaited(endpoint(request)))
+                self._pages[key] = loop.time() + sampler.interval, asyncio.ensure_future(endpoint(request))
             made: Any = await asyncio.shield(self._pages[key][1])
             return HTMLResponse(made.body, made.status_code, headers)
 
         return shared
-
-
-async def _awaited(answer: Awaitable[Response]) -> Response:
-    return await answer

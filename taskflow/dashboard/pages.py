@@ -108,9 +108,10 @@ async def overview(request: Request) -> Response:
     return await render(
         request,
         "overview.html",
+        "Overview",
         queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE))[:MAX_ROWS],
         number_of_queues=len(queues),
-        totals=totals_of(queues),
+        counts=totals_of(queues),
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
         paused_jobs=paused_jobs,
@@ -148,6 +149,7 @@ async def jobs(request: Request) -> Response:
     return await render(
         request,
         "jobs.html",
+        "Jobs",
         400 if problem else 200,
         group=group,
         back=with_query("/jobs", {**filters, "group": group}),
@@ -188,6 +190,7 @@ async def job(request: Request) -> Response:
     return await render(
         request,
         "job.html",
+        record.job,
         record=record,
         tree=tree,
         flow_summary=flow_summary,
@@ -286,6 +289,7 @@ async def failures(request: Request) -> Response:
     return await render(
         request,
         "failures.html",
+        "Failures",
         back=with_query("/failures", {"deploy": deploy, **filters}),
         filters=shown,
         is_filtered=bool(filters),
@@ -320,6 +324,7 @@ async def queue(request: Request) -> Response:
     return await render(
         request,
         "queue.html",
+        f"Queue {name}",
         queue=found,
         workers=_takers(workers, name),
         events=totals.get(name, {}),
@@ -347,12 +352,12 @@ async def _last_day(history: list[MeasuresRecord]) -> dict[str, Any]:
 
 async def workers(request: Request) -> Response:
     found = await seen(request, operate.workers)
-    return await render(request, "workers.html", workers=found[:MAX_ROWS], number_of_workers=len(found))
+    return await render(request, "workers.html", "Workers", workers=found[:MAX_ROWS], number_of_workers=len(found))
 
 
 async def schedule_list(request: Request) -> Response:
     found = await schedules.list()
-    return await render(request, "schedules.html", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
+    return await render(request, "schedules.html", "Schedules", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
 
 
 async def schedule_calendar(request: Request) -> Response:
@@ -368,6 +373,7 @@ async def schedule_calendar(request: Request) -> Response:
     return await render(
         request,
         "calendar.html",
+        "Calendar of schedules",
         days=days,
         rows=await run_in_threadpool(calendar.rows_of, default_app(), part, days, zone, now),
         start=start,
@@ -394,7 +400,7 @@ async def chart_page(request: Request) -> Response:
 
     # A point in a 30-day chart covers half a day.
     values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
-    return await render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
+    return await render(request, "charts.html", "Charts", hours=hours, spans=SPANS, filters=filters, **values)
 
 
 async def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
@@ -423,4 +429,5 @@ async def actions_before(request: Request) -> list[ActionRecord]:
 
 async def audit(request: Request) -> Response:
     records, is_first = await actions_before(request), not request.query_params.get("before")
-    return await render(request, "audit.html", LABELS=LABELS, records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)
+    is_full = len(records) == ACTIONS_AT_ONCE
+    return await render(request, "audit.html", "Audit", LABELS=LABELS, records=records, is_first=is_first, is_full=is_full)

@@ -32,6 +32,8 @@ VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
+LIVE: Final = "taskflow.is_live"  # set in the scope of a request for a page that a script keeps up to date
+PLACES: Final = {"": "overview", "queues": "overview", "act": "jobs"}  # the entry of the menu, where the path doesn't begin with its name
 
 SAID: Final = {
     "none": "Nothing was done: select jobs first.",
@@ -119,6 +121,9 @@ for _filter in (when, as_json, block, code, digest, number, span, duration, abso
     _templates.filters[_filter.__name__] = _filter
 _templates.filters["cut"] = one_line
 _templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "end": Markup("</tbody></table></div>")}
+_templates.globals |= vars(_templates.get_template("macros.html").module)
+for _name in _templates.list_templates():  # compiled now, because the first viewers' pages would keep the host's event loop waiting
+    _templates.get_template(_name)
 
 
 def root_of(request: Request) -> str:
@@ -132,7 +137,7 @@ def is_fragment(request: Request) -> bool:
 
 
 async def render(
-    request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+    request: Request, template: str, title: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
     """Render a page in slices, between which the event loop runs the host's tasks."""
     root = root_of(request)
@@ -140,13 +145,15 @@ async def render(
     def url(path: str, **query: Any) -> str:
         return root + with_query(path, query)
 
-    values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
+    place = request.scope["path"].removeprefix(root)[1:].partition("/")[0]
+    values = {"nav": PLACES.get(place, place), "is_live": LIVE in request.scope} | values
+    values |= {"template": template, "title": title, "access": request.scope.get("taskflow.access"), "url": url}
     values["said"] = SAID.get(request.query_params.get("said", ""), "")
     values["stream"] = "" if POLLS in request.scope else url("/live")
     parts = list[str]()
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
         since = time.perf_counter()
-        for part in _templates.get_template(template).generate(url=url, **values):
+        for part in _templates.get_template(template if is_fragment(request) else "base.html").generate(values):
             parts.append(part)
             if time.perf_counter() - since > SLICE:
                 await asyncio.sleep(0)
@@ -168,4 +175,4 @@ async def message_page(request: Request, text: str, status: int) -> Response:
     """Return a page with only a message; for the API, a JSON object with the field `error`."""
     if request.scope["path"].removeprefix(root_of(request)).startswith(f"{API}/"):
         return Response(json_text({"error": text}), status, media_type="application/json")
-    return await render(request, "message.html", status, text=text, code=status)
+    return await render(request, "message.html", str(status), status, text=text, code=status, is_live=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, Final, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -44,7 +44,7 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
             except Exception as error:
                 scope[GIVEN] = error
         answer = answer_of(app, scope, body)
-        start_response(f"{answer.status} {_phrase(answer.status)}", answer.headers)
+        start_response(f"{answer.status} {responses.get(answer.status, 'Unknown')}", answer.headers)
         return [] if scope["method"] == "HEAD" else [answer.body]
 
     return serve
@@ -132,10 +132,3 @@ def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
 def _text(path: str) -> str:
     """Decode a part of a path, which WSGI gives as Latin-1."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"

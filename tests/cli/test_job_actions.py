@@ -293,7 +293,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
     async def interrupted(rollout: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("taskflow.cli.job_actions.Rollout._until_ended", interrupted)
+    monkeypatch.setattr("taskflow.app.rollout.Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
     assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were not retried\n"
 

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from taskflow import ActionResult, operate
+from taskflow.app import rollout
 from taskflow.app.app import default_app
-from taskflow.dashboard import acts, live, rendering, stages
+from taskflow.dashboard import acts, live, rendering
 from taskflow.dashboard.application import dashboard_with
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
@@ -183,7 +184,7 @@ async def test_the_jobs_of_a_cause_that_match_are_retried(world: World, site: Si
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "PATIENCE", 0.0)
-    monkeypatch.setattr(stages, "CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(rollout, "POLL_INTERVAL", 0.01)
 
 
 async def in_stages(site: Site) -> Page:
@@ -240,17 +241,18 @@ async def test_stages_stop_when_a_run_fails_again(world: World, site: Site, verd
     world.clock.advance(1.0)
     await world.settle(verdict(one))
     page = await until(site, page, "Retry in stages: stopped")
-    assert "1 of 10 failed again: builtins.ValueError: no such user. The other 19 remain failed" in page.text
+    assert " failed again: builtins.ValueError: no such user; 19 of 30 were not retried" in page.text
     await world.settle(*map(succeeded, others))
     assert (await statuses(world, jobs)).count(Status.FAILED) == 19 + (verdict is failed)
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_stages_end_when_jobs_do_not(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "MAX_WAIT", 0.05)
+    monkeypatch.setattr(acts, "MAX_WAIT", 0.05)
     await failed_jobs(memory, 2)
     page = await until(site, await in_stages(site), "Retry in stages: stopped")
-    assert "1 of 1 has not ended within 50ms. The other 1 remains failed" in page.text
+    assert "1 job has not ended within 0.05 s, for example " in page.text
+    assert "; 1 of 2 were not retried" in page.text
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -263,11 +265,9 @@ async def test_stages_that_a_person_stops_leave_the_others_failed(memory: World,
 async def test_jobs_that_are_gone_hold_no_stage_up(memory: World) -> None:
     jobs = await failed_jobs(memory, 12)
     await operate.purge(jobs[0])
-    found = [
-        result
-        async for result, _ in stages.retry_in_stages(default_app().client().call, list(map(parse_id, jobs[:2])), by="ada", reason="")
-    ]
-    assert (found[-1].changed, found[-1].seen) == (1, 2)
+    retried = rollout.Rollout(default_app().client().call, 2, {}, by="ada", reason="", wait=0.0)
+    assert [await retried.run(stage) for stage in rollout.stages_of(list(map(parse_id, jobs[:1])), (1,))] == [None]
+    assert (retried.done.changed, retried.done.seen, retried.left_alone) == (0, 1, "1 of 2 were not retried")
 
 
 async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) -> None:
