@@ -231,7 +231,7 @@ class Admin(Protocol):
         ...
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
-        """Make SCHEDULED jobs READY now, whether they wait for their due time, for a retry or for any other reason. [admin_run_now]
+        """Make SCHEDULED jobs READY now, unless they wait at a gate: those that wait for a due time or another back-off. [admin_run_now]
 
         Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a HELD
         job keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]

@@ -61,7 +61,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return those applied. If
         several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if it waits over 2 s for another session's locks on the tables, because other sessions queue behind it.
+        Raises BrokerUnavailable if another session holds a needed lock for over 2 s (on SQLite, for the broker's timeout).
         """
         ...
 

@@ -19,7 +19,7 @@ from taskflow.model.printable import log_safely
 
 # --- eager tasks -----------------------------------------------------------------------------------------------
 
-# On Python 3.12 and newer the first step of a task runs at once, so a task that never waits needs no turn of the event loop.
+# On Python 3.12 and newer, the first step of a task runs at once, so a task that never waits needs no turn of the event loop.
 
 if sys.version_info >= (3, 12):
 
@@ -141,7 +141,7 @@ class Duty:
         pause = self._restarts.failed()
         if error is not None:
             name = self._run.__qualname__
-            log_safely(log.error, "%s has failed (%s: %s); restarting it in %.2g s", name, type(error).__name__, error, pause)
+            log_safely(log.error, "%s failed (%s: %s); restarting it in %.2g s", name, type(error).__name__, error, pause)
         task.get_loop().call_later(pause, self._start_if_needed)
 
     def _start_if_needed(self) -> None:

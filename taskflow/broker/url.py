@@ -180,7 +180,7 @@ def _scheme(url: str) -> str:
         raise BrokerUrlError("broker URL has no scheme: expected a URL such as sqlite:///taskflow.db")
     scheme = scheme.lower()
     if scheme in _LATER:
-        raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
+        raise ConfigurationError(f"this version of taskflow does not support {scheme}:// brokers: use redis:// or sqlite:///taskflow.db")
     if scheme not in SCHEMES:
         near = nearest(scheme, SCHEMES)
         hint = f"did you mean {near}://?" if near else f"known schemes are {', '.join(f'{known}://' for known in SCHEMES)}"
@@ -227,7 +227,7 @@ def _user(options: dict[str, str]) -> int | None:
     try:
         return getpwnam(owner).pw_uid
     except KeyError:
-        raise BrokerUrlError(f"broker URL has owner={owner!r}: expected the name or the number of a user of this machine") from None
+        raise BrokerUrlError(f"broker URL has owner={owner!r}: expected the name or the uid of a user of this machine") from None
 
 
 _UID_DIGITS: Final = 10

@@ -63,9 +63,7 @@ class MemoryBroker(EngineBroker):
 
     async def examine(self) -> list[Finding]:
         return [
-            Finding(
-                "persistence", "note", "jobs are in this process's memory and end with it: use it for tests, and for jobs that may be lost"
-            )
+            Finding("persistence", "note", "jobs are lost when this process ends: use this broker for tests, and for jobs that may be lost")
         ]
 
     async def rebuild(self) -> Rebuilt:

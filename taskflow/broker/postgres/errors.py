@@ -38,8 +38,8 @@ def connect_error(error: Exception, tls: str, within: float) -> Exception:
         return TimeoutError(f"no answer within {within:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Unsuitable(
-            f"has an invalid certificate: {error.verify_message}; set tls_ca= in the broker URL to the file of its authority, "
-            "and use the host name of the certificate"
+            f"has an invalid certificate: {error.verify_message}; set tls_ca= in the broker URL to its authority's certificate, "
+            "and use the host name in the server's certificate"
         )
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
         if tls == "prefer":  # the driver continues without TLS if a PostgreSQL server offers none

@@ -75,7 +75,7 @@ def claimed_bodies(alias: str) -> str:
 
 
 def loading() -> str:
-    """Return a function for each kind that reads records by their ids."""
+    """For each kind, return the function that reads records by their ids."""
     lines = []
     for kind, table in TABLES.items():
         columns = as_row(kind, "r", "0::smallint", content="with_content")

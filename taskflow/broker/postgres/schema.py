@@ -35,7 +35,7 @@ _LOCK: Final = (0x7461_736B, 0x666C_6F77)
 async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
     """Create, migrate or check the schema, so that this version can work with it.
 
-    Raises BrokerRefused if the schema has another version, or is missing and `migrates` is False.
+    Raises BrokerRefused if the schema is newer than this version, or if it's older or missing and `migrates` is False.
     This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
     """
     async with _opened(pool, within=SCHEMA_TIMEOUT) as connection:
@@ -58,7 +58,7 @@ async def migrate(pool: ConnectionPool, schema: str) -> Upgrade:
 
 
 def script(found: Upgrade, schema: str) -> str:
-    """Return a psql script that does the same as `migrate`. If the schema exists, the script fails and changes nothing."""
+    """Return a psql script that does the same as `migrate`. If the schema's version has changed by then, it fails and changes nothing."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     ahead = (_GUARD_VERSION.replace("%version", str(found.version)),) if found.version else (_GUARD, _MAKE_SCHEMA)
@@ -94,7 +94,7 @@ async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> U
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it belongs to another program"
+            f"the schema {schema!r} of PostgreSQL at {place} has a table 'meta' without a version: it belongs to another program"
         )
     if version > VERSION:
         raise BrokerRefused(
@@ -117,7 +117,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
         return 0
     if await connection.fetchval("SELECT has_table_privilege(format('%I.meta', $1::text), 'SELECT')", schema):
         version = await connection.fetchval(sql_files.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
-    else:  # the role may only send
+    else:  # the role may only send jobs
         version = json.loads(await connection.fetchval(sql_files.placed("SELECT @.describe_store()", schema)))["version"]
     return None if version is None else int(version)
 
@@ -267,7 +267,7 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
     if is_standby:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
     if encoding == "SQL_ASCII":
-        raise BrokerRefused(f"PostgreSQL at {place}: the database has the encoding SQL_ASCII, which validates no text: use one with UTF8")
+        raise BrokerRefused(f"PostgreSQL at {place}: the database's encoding is SQL_ASCII, which does not validate text: use one with UTF8")
 
 
 # --- who owns it ------------------------------------------------------------------------------------------------------

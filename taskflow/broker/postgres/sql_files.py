@@ -83,7 +83,7 @@ has ended. A notification holds at most 8,000 bytes, and the record is sent as b
 
 
 def _limits() -> dict[str, str]:
-    """Return the SQL literal of each limit. Some are in constraints."""
+    """Return the SQL literal of each limit. Some are used in constraints."""
     return {
         "P.LATEST": str(LATEST),
         "P.MAX_BYTES": str(MAX_BYTES),

@@ -253,7 +253,8 @@ class PostgresStore:
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]
     ) -> tuple[Claimed, list[str]]:
-        """Lease jobs. Return them, and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener."""
+        """Lease jobs. Return them and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener.
+        Raises SessionLost if there is no such living session."""
         rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *noting)
         news = list[str]()
         while rows and rows[-1]["id"] is None:

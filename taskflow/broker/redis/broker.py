@@ -137,7 +137,7 @@ class RedisBroker(EngineBroker):
         return await self.run(compare_known(envelopes, known))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        """Claim jobs. If all are stored in the fixed layout (see records.lua), they're decoded to leases directly."""
+        """Claim jobs. If all are stored in the fixed layout (see records.lua), decode them to leases directly. Raises SessionLost."""
         found = await self._claim(session, request, queues, limit)
         if found is None:
             raise SessionLost(wording.SESSION_LOST)
@@ -150,7 +150,7 @@ class RedisBroker(EngineBroker):
         return None if found is None else await self.store.claimed(*found)
 
     async def _claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> tuple[list[bytes], int] | None:
-        """Return ids and records alternately, and the store's time. Return None if there is no such living session."""
+        """Return the leased jobs' ids and records alternately, and the store's time. Return None if there is no such living session."""
         listener = self._per_loop.here().listener
         times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         is_listed = listener.standing(topics).is_listed

@@ -78,7 +78,7 @@ DEFAULTS: Final = {
     kind: [*(field_bytes(field, field.default) for field in fields), *([False] if kind in ENTRIES else [])]
     for kind, fields in HEADERS.items()
 }
-"""The header of a record without any field set."""
+"""The header of a record whose fields all have their defaults."""
 
 
 # --- members of indexes -------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def bounds(index: str, prefix: Position, after: Position | None, until: Position
         return least, ends
 
     def past(position: Position) -> bytes:
-        """Return the smallest key that sorts after all members at exactly this position. No member is at an incomplete position."""
+        """Return the smallest bytes that sort after all members at exactly this position. No member is at an incomplete position."""
         packed = position_bytes(member, position)
         if len(position) < width:
             return packed

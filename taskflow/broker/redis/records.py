@@ -308,7 +308,7 @@ class Contents:
             await self._pool().ask("UNLINK", *(self.prefix + key for key in contents))
 
     async def fill(self, records: Sequence[Record]) -> list[Record]:
-        """Replace references in the records with contents. Missing or damaged content is listed as damage."""
+        """Return the records with contents in place of references. Missing or damaged content is listed as damage."""
         sizes = {_key(each): int.from_bytes(each.content[2:6], "big") for each in records if each.content and is_reference(each.content)}
         if not sizes:
             return list(records)

@@ -152,7 +152,7 @@ def _port(parts: SplitResult) -> int:
 def _db(path: str) -> int:
     number = path.strip("/")
     if number and not number.isdecimal():
-        raise BrokerUrlError(f"broker URL has a database that is not a number, as in redis://localhost:6379/0; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has a database that is not a number: write it as in redis://localhost:6379/0; {IN_PASSWORDS}")
     return int(number or 0)
 
 

@@ -143,7 +143,7 @@ def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Switch the file to WAL mode. SQLite doesn't wait for a lock before this statement, so it is retried here."""
+    """Switch the file to WAL mode. SQLite doesn't wait for a lock before this statement, so `execute_with_lock` retries it."""
     [(mode,)] = execute_with_lock(connection, store, "PRAGMA journal_mode=WAL")
     if mode != "wal":
         raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local disk")

@@ -91,7 +91,7 @@ class Counts(RecordReader):
             change_rows(self.connection, self.sql, _COUNT, rows)
 
     def forget(self) -> None:
-        """Clear the values read so far. Called when an operation begins, and when one has failed."""
+        """Clear the values that subclasses have read. Called when an operation begins, and when one has failed."""
 
     # --- several operations in a transaction ---------------------------------------------------------------------------
 

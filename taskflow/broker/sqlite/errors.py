@@ -40,8 +40,8 @@ def is_about_the_file(error: BaseException) -> bool:
 
 
 def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) -> TaskflowError:
-    """Return the taskflow error to raise instead, which names the file and says what to do. `grows` is True for an operation that adds
-    jobs.
+    """Return the taskflow error to raise in place of `error`. It names the file and says what to do. `grows` is True for an operation that
+    adds jobs.
 
     A value that is too large gives TooLarge, which is no BrokerError: the store works, and another attempt would fail too.
     """

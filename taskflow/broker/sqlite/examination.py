@@ -47,7 +47,7 @@ def examine(store: SqliteStore) -> list[Finding]:
 
 
 def _limited(store: SqliteStore, ask: Callable[[], T]) -> T | None:
-    """Return `ask()`, or None if it takes longer than `EXAMINE_TIMEOUT`. There is a limit because checkpoints wait for this transaction."""
+    """Return `ask()`, or None if it takes more than `EXAMINE_TIMEOUT` seconds. The limit is needed because checkpoints wait meanwhile."""
     until = time.monotonic() + EXAMINE_TIMEOUT
     store.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
     try:
@@ -61,7 +61,7 @@ def _limited(store: SqliteStore, ask: Callable[[], T]) -> T | None:
 
 
 def _pages(store: SqliteStore) -> Finding:
-    """Check the structure of the file's pages, and its indexes."""
+    """Check the structure of the file's pages, within `EXAMINE_TIMEOUT` seconds."""
     try:
         rows = _limited(store, lambda: store.connection.execute("PRAGMA main.quick_check(1)").fetchall())
     except sqlite3.DatabaseError as error:

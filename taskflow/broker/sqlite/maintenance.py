@@ -1,4 +1,4 @@
-"""Makes due jobs READY, and buries ended jobs that need not be kept: the hot operations of upkeep."""
+"""The hot operations (fast paths) of upkeep. They make due jobs READY, and bury ended jobs: they drop all but the ids and headers."""
 
 from __future__ import annotations
 

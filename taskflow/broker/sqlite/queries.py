@@ -213,7 +213,7 @@ class _TooLong(int):
 
 
 class Packing:
-    """Reads columns of many rows as a single row, and unpacks it. In the unpacked rows, columns of bytes come last."""
+    """Packs the columns of many rows into a single row in SQL, and unpacks it. In the unpacked rows, columns of bytes come last."""
 
     def __init__(self, columns: Sequence[tuple[str, Type]]) -> None:
         plain = [(name, of_type) for name, of_type in columns if of_type is not Type.BYTES]
@@ -282,7 +282,7 @@ def read_rows(
 
 
 class RecordPacking(Packing):
-    """The columns of records of one kind. `with_content` adds their content, `entries` the value of an entry."""
+    """Packs and unpacks records of one kind. `with_content` adds their content, and `entries` the value of an index entry of this type."""
 
     def __init__(self, kind: int, with_content: bool, entries: Type | None) -> None:
         columns = [("rev", Type.NUMBER), *[(field.name, field.type) for field in HEADERS[kind]], ("id", Type.BYTES)]

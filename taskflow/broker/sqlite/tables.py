@@ -75,7 +75,7 @@ def ddl() -> str:
 
 @cache
 def digest() -> int:
-    """Return a number that identifies the tables and indexes. Each read compares it with the file's, and computing it takes 0.4 ms."""
+    """Return a hash of the statements that create the tables. It is cached, because each read compares it, and it takes 0.4 ms."""
     return int.from_bytes(hashlib.sha256(ddl().encode()).digest()[:7], "big")
 
 

@@ -244,14 +244,14 @@ def _plain(row: Row) -> tuple[Any, ...]:
     for value in values:
         if type(value) not in _STORED:
             raise WrongConnection(
-                f"the connection converts stored values to {type(value).__qualname__}, so taskflow cannot read its tables: use a "
-                "connection without converters for INTEGER, TEXT and BLOB columns"
+                f"the connection converts stored values to {type(value).__qualname__}, so taskflow cannot read its own tables: use "
+                "a connection without converters for INTEGER, TEXT and BLOB columns"
             )
     return values
 
 
 def _of_sqlite(error: BaseException) -> sqlite3.Error | None:
-    """Return the sqlite3 error that a driver's error wraps, or the error itself if it's one, or None."""
+    """Return the error if it's one of sqlite3's, else the sqlite3 error that it wraps, or None."""
     found: list[object] = [error, getattr(error, "orig", None), error.__cause__]
     return next((each for each in found if isinstance(each, sqlite3.Error)), None)
 

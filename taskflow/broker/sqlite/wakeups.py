@@ -203,7 +203,7 @@ class SocketListener:
         """Wake the waiters of these topics."""
         heard = [*topics]
         if any(map(is_queue, heard)):
-            with self._lock:  # so `_show_waiting` has ended: the sender has removed a file, and a claim may have created another since
+            with self._lock:  # the sender has removed our file, but a claim may be creating another, or have done so
                 if self._waiting_file is not None and not self._folder.has(self._waiting_file):
                     self._waiting_file = None
         if ANYTHING in heard:

@@ -156,7 +156,7 @@ async def test_a_user_who_may_only_look_can_look(roles: PostgresServer, database
 
 async def test_a_database_that_checks_no_text(roles: PostgresServer) -> None:
     roles.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which validates no text: use one with UTF8"):
+    with pytest.raises(BrokerRefused, match="encoding is SQL_ASCII, which does not validate text: use one with UTF8"):
         await use(roles, "ascii", "postgres")
 
 
@@ -168,7 +168,7 @@ async def test_a_schema_that_has_gone_is_made_anew_but_not_with_the_table_of_ano
     await one_job_is_done(broker)
     await broker.close()
     roles.execute("DROP SCHEMA taskflow CASCADE; CREATE SCHEMA taskflow; CREATE TABLE taskflow.meta (name text, value text)", database)
-    says = r"'taskflow' of PostgreSQL at .* has a table meta without a version: it belongs to another program"
+    says = r"'taskflow' of PostgreSQL at .* has a table 'meta' without a version: it belongs to another program"
     with pytest.raises(BrokerRefused, match=says):
         await use(roles, database, "postgres")
 

@@ -1,1 +1,1 @@
-"""Connects to a PostgreSQL server: its address, a pool for each event loop, and checks of the schema."""
+"""Connects to a PostgreSQL server: its address, read from a broker URL, and a pool of connections for each event loop."""

@@ -22,7 +22,7 @@ MAX_CONNECTIONS: Final = 8
 
 SURPLUS_TTL: Final = 30.0
 """In each window of this many seconds, or longer if there are few statements, the pool counts the connections that stayed idle throughout.
-At the first statement after the window it drops all but one of them."""
+At the first statement after the window, it drops as many, but keeps at least one connection."""
 
 MAX_TRIES: Final = 5
 

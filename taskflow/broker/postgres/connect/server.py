@@ -54,7 +54,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a database, and how to connect to it. `password` is never shown.
 
     `others`     further addresses, if there are standbys; any of the addresses may be the primary, and this may change
-    `listen_at`  the server's own addresses, to listen at if the URL names a pooler that loses wake-ups; of several, the primary is used
+    `listen_at`  the addresses of the server itself, for listening if the URL names a pooler that loses wake-ups; the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
     `owner`      a role that is trusted with the schema, in addition to those listed in `schema.check_owner`
@@ -123,7 +123,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 context = ssl.create_default_context(cafile=self.ca_file)
             except OSError as error:
-                raise Unsuitable(f"cannot be checked: tls_ca={self.ca_file} in the broker URL: {error}") from error
+                raise Unsuitable(f"cannot be verified, because tls_ca={self.ca_file} cannot be read: {error}") from error
             context.check_hostname = self.tls == "verify-full"
             return context
         return _checked_by_the_system() if self.tls == "verify-full" else self.tls
