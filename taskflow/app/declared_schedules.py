@@ -168,7 +168,7 @@ def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: 
     both a key and `overlap`, or if the flow cannot be scheduled."""
     *before, last = envelopes
     if any(envelope.after or envelope.at is not None for envelope in envelopes):
-        raise ValueError("a schedule decides when its jobs start: leave after=, at= and debounce= out of its options")
+        raise ValueError("a schedule decides when its jobs start: remove after=, at= and debounce= from its options")
     if last.key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     if last.member is None:

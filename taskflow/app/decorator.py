@@ -334,7 +334,7 @@ def _is_in_a_class(function: object) -> bool:
 def name_of(function: Callable[..., Any]) -> str:
     """Return a job's default name: its module and qualified name. Raises DeclarationError for a lambda or a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
-        raise DeclarationError(f"{location(function)}: a worker cannot import a function inside a function by name; set name=")
+        raise DeclarationError(f"{location(function)}: a worker cannot import a lambda or a function inside a function; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 

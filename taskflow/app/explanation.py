@@ -166,7 +166,7 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
     else:
         yield from _OF_STATUS[record.status](record, facts)
         if record.status in (Status.FAILED, Status.CANCELLED) and record.member.first < record.member.last:
-            yield Reason("the jobs of its flow that had not begun were cancelled with it", f"its retry restores them; {show} shows them")
+            yield Reason("the jobs of its flow that had not begun were cancelled with it", f"retrying it restores them; {show} shows them")
 
 
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:

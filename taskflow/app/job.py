@@ -95,7 +95,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         """Return a call for `enqueue` to send later. Its arguments are checked and encoded now. Raises EncodeError (a TypeError) if they
         are invalid, and TypeError if the options include a connection."""
         if self._connection is not None:
-            raise TypeError("a call does not keep connection=: pass it to enqueue(calls, connection=...)")
+            raise TypeError("bind() cannot keep connection=: pass it to enqueue(calls, connection=...)")
         return self._call(args, kwargs)
 
     @overload
@@ -132,7 +132,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
 def check_app_of(on_failure: object, app: App) -> None:
     """Raise ValueError if this is a call to another app's job, because that app's broker and settings may differ."""
     if isinstance(on_failure, Call) and getattr(on_failure.job_type, "app", app) is not app:
-        raise ValueError(f"on_failure=: the call of {on_failure.job} belongs to another App; bind a job of this one")
+        raise ValueError(f"on_failure=: the call to {on_failure.job} belongs to another App; bind a job of this one")
 
 
 class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):

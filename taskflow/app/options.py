@@ -268,12 +268,12 @@ def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
-            raise ValueError('key="" removes a declared key, but the job declares none: leave key= out')
+            raise ValueError('key="" removes a declared key, but the job declares none: leave out key=')
         after["key"] = None
     if "tags" in fields:
         after["tags"] = check_tags((*before.get("declared_tags", ()), *fields["tags"]))
     if "after" in fields:
-        after["at"] = fields.get("at")  # after= and at= cannot be combined: the last one given counts
+        after["at"] = fields.get("at")  # after= and at= cannot be combined: the one given last counts
     return after
 
 
@@ -393,7 +393,7 @@ def _instant(value: object) -> int:
         raise ValueError(f"at={error}") from None
     latest = to_microseconds(time.time() + MAX_DURATION)
     if microseconds > latest:
-        raise ValueError(f"at={shown(value)}: expected a time up to a hundred years from now, {instant_of(latest):%Y-%m-%d}")
+        raise ValueError(f"at={shown(value)}: expected a time within a hundred years from now, before {instant_of(latest):%Y-%m-%d}")
     return max(microseconds, 0)
 
 
@@ -411,7 +411,7 @@ _NAMES: Final = {
     "it is retry_on= here, a tuple of exception classes": "autoretry_for retry_when",
     "it is after= here, in seconds, set for a call: .options(after=60)": "countdown delay defer_by _defer_by",
     "it is at= here, an aware datetime, set for a call: .options(at=...)": "eta defer_until _defer_until schedule_at",
-    'it is key= here, as in @job(key="{order_id}") or .options(key=...); at most one live job has a key': (
+    'it is key= here, as in @job(key="{order_id}") or .options(key=...); at most one live job can have a given key': (
         "unique queueing_lock job_id _job_id task_id"
     ),
     "it is timeout= here, in seconds": "time_limit soft_time_limit job_timeout",

@@ -92,7 +92,7 @@ def _async_run(task: Any) -> Callable[..., Any]:
 
 def _begin(task: Any, context: JobContext, args: list[Any], kwargs: dict[str, Any], earlier: JobInfo | None) -> tuple[type, Any, list[Any]]:
     """Return the sender of signals, the run's TaskResult (which changes during the run), and the function's arguments."""
-    from taskflow.worker.registration import worker_name  # web processes run no tasks
+    from taskflow.worker.registration import worker_name  # imported here, because web processes run no tasks
 
     if earlier is None:
         now = _local(datetime.now(UTC))

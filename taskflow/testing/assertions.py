@@ -153,7 +153,7 @@ def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Re
         missing += f", expected {_times(expected.count)}"
     if others and found < (expected.count or 1):
         nearest = "".join(f"\n  {call_of(each, registry)}" + "".join(f"\n    {line}" for line in lines) for lines, each in others[:SHOWN])
-        raise AssertionError(f"{missing}; the nearest of {len(others)} other calls of this job:{nearest}")
+        raise AssertionError(f"{missing}; the closest of {len(others)} other calls to this job:{nearest}")
     raise AssertionError(missing if found else f"{missing}; {calls_of(sent, registry)}")
 
 

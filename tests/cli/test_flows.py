@@ -116,7 +116,7 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     failure, felled = cli.json("explain", ids[1], ids[3])
     assert failure["reasons"][1] == {
         "text": "the jobs of its flow that had not begun were cancelled with it",
-        "cure": f"its retry restores them; {show} shows them",
+        "cure": f"retrying it restores them; {show} shows them",
     }
     assert "another job of its flow failed" in cli("retry", ids[3], code=1).err
     [reason] = felled["reasons"]

@@ -218,7 +218,7 @@ async def test_the_nearest_calls_are_shown_first(taskflow_jobs: TaskflowJobs) ->
     assert str(failure.value) == "\n".join(
         [
             f"tests.assertions.send({mail.format('c')}, datetime.date(2026, 1, 1), urgent=True) was not enqueued; "
-            "the nearest of 5 other calls of this job:",
+            "the closest of 5 other calls to this job:",
             *(
                 line
                 for name, urgent, difference in (

@@ -84,7 +84,7 @@ def _broker(app: App, purpose: Purpose) -> TransactionalBroker:
     if isinstance(broker, TransactionalBroker):
         return broker
     what, instead = (
-        ("connection=", "leave connection= out") if purpose == "enqueue" else ("complete_in()", "return the result from the job")
+        ("connection=", "leave out connection=") if purpose == "enqueue" else ("complete_in()", "return the result from the job")
     )
     raise ConfigurationError(
         f"{what} needs a broker in the same database, PostgreSQL or SQLite, but this broker is {broker!r}: {instead}, or "

@@ -316,7 +316,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "too many bytes": (group([named("large").bind(text="x" * 600_000)] * 2), {}, r"have 1,2\d\d,\d\d\d bytes .* can store 1,048,576"),
     "latest": (double.bind(1) | double, {"overlap": "latest"}, 'overlap="latest" is for single jobs: a flow takes "skip" or "allow"'),
     "options": ((double.bind(1) | double).options(after=1), {}, r"leave out \.options\(\.\.\.\)"),
-    "a job's time": (double.options(after=1).bind(1) | double, {}, "leave after=, at= and debounce= out"),
+    "a job's time": (double.options(after=1).bind(1) | double, {}, "remove after=, at= and debounce= from"),
     "nothing": (group([double.bind(1)] * 0), {}, "a schedule sends at least one job"),
 }
 
