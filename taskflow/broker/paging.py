@@ -59,7 +59,7 @@ class ScanRequest(NamedTuple):
 
 
 class ScanResult(NamedTuple):
-    """Jobs that a store has listed.
+    """The jobs that a store listed for a request.
 
     `listed`    jobs that match, each as a function that decodes it, with its position
     `examined`  how many jobs were read

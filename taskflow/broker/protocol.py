@@ -159,13 +159,13 @@ returns, or by later calls of upkeep.
 
 **holders** returns, for each key, the id of the live job that has it, or None.
   [holders_waiting] If one job waits and another one runs, the id is that of the waiting one.
-  [holders_running] A running job is returned even if it was asked to stop, because it is live until it has ended.
+  [holders_running] A running job is returned even if it was asked to stop, because it is live until it ends.
   [holders_none] An ended job has no key, so it is never returned.
 
 **upkeep** makes up to `limit` moves that have become necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
-  [upkeep_reaps] A session past its ttl is dead for good. Its leases are released as crashes. `next_in` ends when the next session lapses.
+  [upkeep_reaps] A session past its ttl is dead for good. Its leases are released as crashes. `next_in` ends when the next one lapses.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` specifies. A crash does not count as a failure.
@@ -342,7 +342,7 @@ class Broker(Protocol):
 
     @property
     def admin(self) -> Admin:
-        """The operations for operators."""
+        """The operations behind the command line and the dashboard."""
         ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...

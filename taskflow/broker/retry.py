@@ -25,7 +25,7 @@ async def retry(
     """Call `call` until it does not raise `on`, and return its result.
 
     `note` is called with each failure and the number of consecutive failures; an error that it raises ends the loop. If the next attempt
-    would not begin before `give_up_at` (a `time.monotonic()` value), the last failure is raised.
+    would not begin before `give_up_at` (a `time.monotonic()` value), the last failure is raised. `draw` varies the pauses: see `Retries`.
     """
     retries = Retries(pauses, draw)
     while True:

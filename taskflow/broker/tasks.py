@@ -34,8 +34,8 @@ else:
 # --- deadlines -------------------------------------------------------------------------------------------------------
 
 BLOCKED: Final = 0.05
-"""If the timer fires this many seconds late, the loop was blocked, and the answer
-may have arrived unread. The deadline is then extended once, by this many seconds."""
+"""If the timer fires more than this many seconds late, the loop was blocked, and the answer may
+have arrived unread. The deadline is then extended once, by this many seconds."""
 
 
 class Deadline:

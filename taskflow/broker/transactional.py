@@ -50,7 +50,7 @@ Row = Sequence[Any]
 class Statement(NamedTuple):
     """A statement to run on the caller's connection. Its placeholders are `%s` on PostgreSQL and `?` on SQLite.
 
-    A statement for PostgreSQL takes one text parameter and returns one row with one text column, so that every driver can run it.
+    A statement for PostgreSQL takes at most one text parameter, and returns one row with one text column, so that every driver can run it.
     """
 
     sql: str

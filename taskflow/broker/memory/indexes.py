@@ -78,7 +78,6 @@ class SortedIndex:
         return [Group(group, self.sizes[group] if self._is_counted else 0, *self._ends(group)) for group in found]
 
     def prefixes(self) -> Iterable[Position]:
-        """Return the prefixes of all groups."""
         return self.sizes.keys()
 
     def size(self, prefix: Position) -> int:

@@ -38,7 +38,7 @@ class MemoryStore(ByStep, RecordStore):
     """The complete store. Its hot operations (fast paths) decide by headers alone, without decoding bodies."""
 
     def perform(self, effect: Effect) -> Any:
-        """Answer a call that an operation has yielded."""
+        """Perform a store call that an operation yielded, and return the answer."""
         return dispatch(self, effect)
 
     def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:

@@ -75,7 +75,7 @@ def record_of(row: Row) -> Record:
 
 
 def leased_record(row: Row, session: bytes) -> Record:
-    """Return a job that a claim has leased. Its header has only what a lease needs."""
+    """Return a job that a claim leased. Its header has only what a lease needs."""
     job_id, rev, flags, priority, queue, job, created_at, due_at, expires_at, epoch, claim, _, sent, state, content, damage, *_ = row
     header = {
         "flags": flags,

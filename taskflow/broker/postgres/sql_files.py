@@ -104,6 +104,6 @@ _ARRIVES: Final = text_bytes(wording.ARRIVES)
 
 
 def _state(state: State, *, cut: int = 0) -> str:
-    """Return the packed state of a job that a caller's transaction has added, without the last `cut` bytes."""
+    """Return the packed state of a job that a caller's transaction added, without the last `cut` bytes."""
     packed = encode(state)
     return f"decode('{packed[: len(packed) - cut].hex()}', 'hex')"

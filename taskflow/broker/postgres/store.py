@@ -71,7 +71,7 @@ class Hooks(NamedTuple):
     """The functions with which the store notifies its broker of changes.
 
     `readied`       the wake-ups of an operation, and the seconds that it took
-    `ended`         the jobs that have ended, and whether a caller awaits one of them
+    `ended`         the jobs that ended, and whether a caller awaits one of them
     `woken`         the topics to announce
     `checks_marks`  requests a check of the low-water marks
     """
@@ -107,7 +107,7 @@ class PostgresStore:
         await self._call("lock_records", *[[ref.id for ref in refs if ref.kind in each] for each in kinds])
 
     async def perform(self, effect: Effect) -> Any:
-        """Answer a call that an operation has yielded. Raises StoreFull if the call adds jobs and the disk is full."""
+        """Perform a store call that an operation yielded, and return the answer. Raises StoreFull if it adds jobs and the disk is full."""
         try:
             return await dispatch(self, effect)
         except NoRoom as error:
@@ -234,7 +234,7 @@ class PostgresStore:
             self._hooks.ended(ended, row["are_awaited"])
 
     async def _locked(self, steps: Sequence[Step]) -> dict[int, Answer]:
-        """Return an answer for each step that names a record which another transaction has locked."""
+        """Return an answer for each step that names a record locked by another transaction."""
         refs = {ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))}
         ids = {kind: [ref.id for ref in refs if ref.kind == kind] for kind in TABLES}
         others = {

@@ -3,7 +3,7 @@
 --
 -- arguments  revision; contents that were sent ahead; an array for each run of jobs with one queue and priority: queue, priority, then for
 --            each job its id and the end of its record, from the lengths on; 1 to MAX_VALUES jobs in all
--- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is stored, "MISSING" if a content is gone
+-- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is stored, "MISSING" if content that was sent ahead is gone
 
 local rev, ahead = given[1], given[2]
 if #ahead > 0 and has_missing(ahead) then

@@ -134,7 +134,7 @@ local function append_to(lists, name, value)
 end
 
 -- === part has_missing =======================================================================================
--- Returns whether a content that was sent ahead is gone: see records.py.
+-- Returns whether content that was sent ahead is gone: see records.py.
 local function has_missing(ahead)
   for first = 1, #ahead, MAX_VALUES do
     local keys = {}

@@ -12,7 +12,7 @@ local reply, leased_count = { wall, 0, unreadable }, 0
 -- The maximum number of stale entries that one call skips.
 local skips_left = 5000
 
--- The size of a reply in bytes, with separate contents, after which no more jobs are leased: a worker gets many large jobs in portions.
+-- The size of a reply in bytes, with content stored separately, after which no more jobs are leased, so that large jobs come in portions.
 local MAX_BYTES = 1048576
 local bytes = 0
 

@@ -120,7 +120,7 @@ class ConnectionPool:
         return await self._over(await self._connected(), commands, each)
 
     async def _ask_apart(self, commands: Sequence[Command]) -> Any:
-        """Send commands over a connection that no other call uses in the meantime, and return the reply to the last command before WAITAOF.
+        """Send commands over a connection that no other call uses meanwhile, and return the reply to the last command before WAITAOF.
 
         While a call waits for the server's disk, the server answers nothing else on its connection. Such calls share one write to the disk.
         """
@@ -330,7 +330,7 @@ class Subscription(_Direct):
         super().__init__(connection)
 
     async def subscribe(self, channel: bytes) -> None:
-        """Subscribe to a channel, and wait until the server has confirmed it."""
+        """Subscribe to a channel, and wait until the server confirms it."""
         self.send("SUBSCRIBE", channel)
         await self._confirmed
 

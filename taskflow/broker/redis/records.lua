@@ -191,7 +191,7 @@ local function encode(kind, rev, header, sent, state, content)
     .. (header[F.member] or '') .. (sent or '') .. content
 end
 
--- Returns a content as a record stores it. Large ones, which a full server receives within the call, are stored separately here.
+-- Returns content as a record stores it. Large content, which a full server receives within the call, is stored separately here.
 local function held(id, rev, content)
   if content and #content > 65536 then
     call('SET', P .. 'c:' .. id .. rev, content)
@@ -200,7 +200,7 @@ local function held(id, rev, content)
   return content
 end
 
--- Returns the key, after "c:", of a content that is stored separately; nil for any other.
+-- Returns the key, after "c:", of content that is stored separately; nil for any other.
 local function apart(id, content)
   if content and #content == L.reference and sub(content, 1, 2) == L.mark then
     return id .. sub(content, 7)

@@ -83,7 +83,7 @@ class RedisStore:
         self._call, self.contents, self._steady, self._lost, self._on_disk = call, contents, steady, lost, on_disk
 
     async def perform(self, effect: Effect) -> Any:
-        """Answer a call that an operation has yielded."""
+        """Perform a store call that an operation yielded, and return the answer."""
         return await dispatch(self, effect)
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
@@ -262,7 +262,6 @@ def _defines(steps: Sequence[Step]) -> bool:
 
 
 def packed_query(query: Query) -> list[Any]:
-    """Pack a query for the scripts."""
     refs = [value for ref in query.refs for value in ref]
     return [refs, [_packed_scan(scan) for scan in query.scans], [_packed_groups(*each) for each in query.groups], query.with_totals]
 

@@ -37,7 +37,6 @@ class Announcement:
         return bool(self.ready or self.ended or self.full_claims or self.woken or self.is_due)
 
     def add(self, other: Announcement) -> None:
-        """Add the events of another announcement."""
         for queue, number in other.ready.items():
             self.ready[queue] += number
         for queues, number in other.full_claims.items():

@@ -131,7 +131,7 @@ class SqliteStore(ByStep, MaintainedRecords):
             operation.close()
 
     def perform(self, effect: Effect) -> Any:
-        """Answer a call that an operation has yielded."""
+        """Perform a store call that an operation yielded, and return the answer."""
         return dispatch(self, effect)
 
     # --- add -------------------------------------------------------------------------------------------------
@@ -346,7 +346,6 @@ _LEASE_FIELDS: Final = (*("flags", "priority", "queue", "job", "created_at", "du
 
 
 def _added_row(put: Put, header: Mapping[str, Any], rev: int, now: int) -> tuple[Any, ...]:
-    """Return a row of values for `ADD`."""
     expires_at = header.get("expires_at")
     return (
         put.ref.id,

@@ -140,7 +140,7 @@ def check_store(store: StoreFile) -> None:
 
 
 def check_opened(store: StoreFile) -> None:
-    """Check the store again after SQLite has opened it by its path. Raises BrokerUnavailable if SQLite has opened another file.
+    """Check the store again after SQLite opened it by its path. Raises BrokerUnavailable if SQLite opened another file.
 
     Only SQLite may open the file: if this module closed a descriptor of it, the system would release SQLite's locks.
     """

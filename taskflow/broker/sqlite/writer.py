@@ -92,7 +92,6 @@ class Writer:
 
     @property
     def is_open(self) -> bool:
-        """Return True if the file is open."""
         return self._transactions.is_open
 
     async def call(self, durability: Durability, operation: Callable[[SqliteStore], T]) -> T:

@@ -202,7 +202,7 @@ class _Search:
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
     async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
-        """Return a connection if an attempt has succeeded, or None if the next address should be tried."""
+        """Return the connection and its address if an attempt succeeded, or None if the next address should be tried."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
