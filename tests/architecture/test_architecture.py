@@ -37,11 +37,11 @@ TOP = 5
 BUDGETS = {
     "taskflow/model": 7_125,
     "taskflow/broker/engine": 5_895,
-    "taskflow/broker/memory": 735,
+    "taskflow/broker/memory": 730,
     "taskflow/broker/sqlite": 4_210,
-    "taskflow/broker/redis": 5_220,
-    "taskflow/broker/postgres": 6_020,
-    "taskflow/broker": 24_260,
+    "taskflow/broker/redis": 5_215,
+    "taskflow/broker/postgres": 6_035,
+    "taskflow/broker": 24_270,
     "taskflow/app": 7_980,
     "taskflow/worker": 7_100,
     "taskflow/cli": 4_750,
@@ -49,8 +49,8 @@ BUDGETS = {
     "taskflow/dashboard": 2_210,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_770,
-    "tests": 75_665,
+    "taskflow": 55_780,
+    "tests": 75_700,
 }
 
 

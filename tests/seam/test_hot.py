@@ -169,7 +169,7 @@ async def test_hot_tie(store: SeamStore, *, flags: int, names: bool, is_noted: b
 
 async def test_hot_tie__released(store: SeamStore) -> None:
     """It returns the jobs that await nothing any more, again if the call is repeated, and those that are gone or buried."""
-    last, not_last = await store.job({"status": HELD, "awaits": 2}), await store.job({"status": HELD, "awaits": 2})
+    last, not_last = await store.job({"status": HELD, "awaits": 2, "flags": Flag.LIMITED}), await store.job({"status": HELD, "awaits": 2})
     gone, buried, cancelled = store.ref(), await store.job({"status": BURIED}), await store.job({"status": CANCELLED, "awaits": 1})
     awaiting = [last, last, not_last, gone, buried, cancelled]
     records = [await store.running({"flags": Flag.AWAITED}) for _ in awaiting]
@@ -178,6 +178,28 @@ async def test_hot_tie__released(store: SeamStore) -> None:
         answers, released = await store.perform(Succeed(runs))
         assert (answers, sorted(released)) == ([True] * 6, sorted(ref.id for ref in (last, gone, buried)))
     assert [(await store.header(ref))["awaits"] for ref in (last, not_last, cancelled)] == [0, 1, 0]
+
+
+async def test_hot_tie__readied(store: SeamStore) -> None:
+    """A job that awaits nothing any more is returned, or is READY as `promote` would make it. One whose time has not come is returned."""
+    now = await store.now()
+    last = await store.job({"status": HELD, "awaits": 1, "due_at": now, "queue": "other"}, state=b"state", content=b"content")
+    later, behind = [await store.job({"status": HELD, "awaits": 1, **each}) for each in ({"due_at": After(SECOND)}, {"flags": Flag.BEHIND})]
+    before, records = await store.found(last, with_content=True), [await store.running({"flags": Flag.AWAITED}) for _ in range(3)]
+    runs = [run_of(record, awaited_by=ref.id) for record, ref in zip(records, (last, later, behind), strict=True)]
+    _, released = await store.perform(Succeed(runs))
+    is_returned = last.id in released
+    assert is_returned is ((await store.header(last))["status"] == HELD)
+    assert sorted(released) == sorted([later.id, behind.id, *[last.id] * is_returned])
+    await store.perform(Promote(9))
+    after = await store.found(last, with_content=True)
+    assert after.header == before.header | {"status": READY, "awaits": 0, "due_at": after.header["due_at"]}
+    assert (after.rev != before.rev, after[3:6]) == (True, before[3:6])
+    assert now <= after.header["due_at"] <= await store.now()
+    assert {name: number for name, number in (await totals(store)).items() if name[1] == "release"} == {("other", "release"): 1}
+    [due, ready] = (await store.perform(Query(scans=(Scan("due", 9), Scan("ready", 9, ("other",)))))).scans
+    assert ([entry.ref for entry in due], [entry.ref for entry in ready]) == ([later], [last])
+    assert await statuses(store, later, behind) == [HELD, HELD]
 
 
 @pytest.mark.parametrize("flags", [0, Flag.TAGGED, Flag.NOTED, Flag.STATED])

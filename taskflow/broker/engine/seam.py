@@ -52,7 +52,8 @@ The engine writes only job headers with these properties. A store may refuse oth
                  drops that record in the same step.
   [hot_tie]      Being awaited isn't a tie either if the run names the one awaiting job. `succeed` subtracts one from that job's `awaits`
                  and stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
-                 which of the named jobs await nothing any more, or don't exist.
+                 which of the named jobs await nothing any more, or don't exist. Instead of returning a job, it may make it READY if
+                 `promote` would do so.
   [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
                  jobs have ties other than limits or another fence, or of all runs if the step is stale.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. It sets a HELD job's `due_at` to now.
@@ -346,7 +347,7 @@ class Ended(NamedTuple):
     """The answer to `succeed`.
 
     `answers`   for each run: True if it took effect now or before, False for another fence, None for a job with ties
-    `released`  the jobs named as `awaited_by` that await nothing any more, or that don't exist
+    `released`  the jobs named as `awaited_by` that await nothing any more and aren't READY, or that don't exist
     """
 
     answers: list[bool | None]

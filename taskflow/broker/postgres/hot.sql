@@ -45,18 +45,19 @@ $$;
 -- Ends runs as SUCCEEDED. Ids of 16 bytes are concatenated, and so are fences of 37, the form of jobs.settled: epoch (8), session (16),
 -- claim (12), and 0. keep_for and results may have one element if all are equal. Returns NULL if all runs have ended now. Otherwise returns
 -- for each run: true if it ended so now or earlier, false for a different fence, NULL for a job with ties. `are_awaited`: a caller waits
--- for one of the jobs; one that has just begun to wait may not be seen. `+ 0` and BETWEEN force a look-up of each id: with `=`, a plan made
--- for an empty table would read the whole index.
+-- for one of the jobs; one that has just begun to wait may not be seen. A job that awaits nothing any more is READY now if promote() would
+-- make it so: a separate call and its commit would delay it. `released`: the others that await nothing any more. `+ 0` and
+-- BETWEEN force a look-up of each id: with `=`, a plan made for an empty table would read the whole index.
 CREATE FUNCTION @.succeed(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], awaited_by bytea[], notes bytea[],
-    new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean, OUT released bytea[]
+    new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean, OUT released bytea[], OUT wakeups text
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
     done bytea[];
     lone bytea[] := '{}'; -- jobs that alone have their keys
-    first_due bigint;
+    place record;
 BEGIN
     IF cardinality(awaited_by) > 0 THEN
         PERFORM 1 FROM @.jobs WHERE id = ANY (awaited_by) ORDER BY id FOR UPDATE;
@@ -102,17 +103,30 @@ BEGIN
             SELECT substr(ids, 16 * n::integer - 15, 16) AS id, note, coalesce(outcome, results[1]) AS outcome
             FROM unnest(notes, results) WITH ORDINALITY AS given (note, outcome, n)
         ) AS g WHERE g.note IS NOT NULL AND (done IS NULL OR g.id = ANY (done)) ORDER BY g.note ON CONFLICT DO NOTHING;
-        WITH added AS (
-            UPDATE @.jobs AS r SET awaits = greatest(-P.LATEST, r.awaits - g.number)
-            FROM (
-                SELECT awaited, count(DISTINCT id) AS number FROM (
-                    SELECT substr(ids, 16 * n::integer - 15, 16) AS id, awaited FROM unnest(awaited_by) WITH ORDINALITY AS given (awaited, n)
-                ) AS each WHERE awaited IS NOT NULL AND (done IS NULL OR id = ANY (done)) GROUP BY awaited
-            ) AS g CROSS JOIN LATERAL (SELECT ctid AS tid FROM @.jobs WHERE jobs.id = g.awaited OFFSET 0) AS o
-            WHERE r.ctid = o.tid RETURNING r.due_at, r.awaits, r.flags, r.status
-        )
-        SELECT min(due_at) INTO first_due FROM added WHERE status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0;
-        PERFORM @.lower_mark('due', '', 0, first_due, now_at) WHERE first_due IS NOT NULL;
+        FOR place IN
+            WITH added AS (
+                UPDATE @.jobs AS r SET
+                    awaits = greatest(-P.LATEST, r.awaits - g.number), status = CASE WHEN o.is_free THEN S.READY ELSE r.status END,
+                    rev = CASE WHEN o.is_free THEN new_rev ELSE r.rev END, due_at = CASE WHEN o.is_free THEN now_at ELSE r.due_at END
+                FROM (
+                    SELECT awaited, count(DISTINCT id) AS number FROM (
+                        SELECT substr(ids, 16 * n::integer - 15, 16) AS id, awaited FROM unnest(awaited_by) WITH ORDINALITY AS given (awaited, n)
+                    ) AS each WHERE awaited IS NOT NULL AND (done IS NULL OR id = ANY (done)) GROUP BY awaited
+                ) AS g CROSS JOIN LATERAL (
+                    SELECT ctid AS tid, status = S.HELD AND awaits <= g.number AND flags & (@BEHIND | @LIMITED | @FAIR) = 0 AND due_at <= now_at AS is_free
+                    FROM @.jobs WHERE jobs.id = g.awaited OFFSET 0
+                ) AS o
+                WHERE r.ctid = o.tid RETURNING o.is_free, r.queue, r.priority, r.status, r.due_at, r.awaits, r.flags
+            ), counted AS (
+                INSERT INTO @.tally (queue, event, before, after, n)
+                SELECT queue, E.RELEASE, S.HELD, S.READY, count(*) FROM added WHERE is_free GROUP BY queue
+            )
+            SELECT queue, priority, status, count(*) AS number, min(due_at) AS due_at FROM added
+            WHERE is_free OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0 GROUP BY queue, priority, status
+        LOOP
+            PERFORM @.record_place(place.queue, place.priority, place.status, place.number, place.due_at, NULL, now_at);
+        END LOOP;
+        wakeups := @.wakeups();
         released := ARRAY(
             SELECT g.awaited FROM (SELECT DISTINCT awaited FROM unnest(awaited_by) AS given (awaited) WHERE awaited IS NOT NULL) AS g
             LEFT JOIN LATERAL (SELECT status, awaits FROM @.jobs WHERE jobs.id = g.awaited OFFSET 0) AS r ON true
