@@ -243,7 +243,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
         if name not in known:
             ours = _AS_LIBPQ_HAS_THEM.get(name)
             near = ours if ours in known else nearest(name, known)
-            hint = f"did you mean {near}=?" if near else f"its options are {', '.join(known)}"
+            hint = f"did you mean {near}=?" if near else f"known parameters are {', '.join(known)}"
             raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
         if name in options:
             raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")

@@ -72,7 +72,7 @@ def broker_error(error: Exception, place: str, schema: str = "", role: str | Non
     if state == "53100":
         return NoRoom(f"PostgreSQL at {place} has no room: {error}")
     if state in _OF_A_POOLER:
-        return BrokerRefused(f"PostgreSQL at {place} is behind a pooler without prepared statements: add pooled=1 to the broker URL")
+        return BrokerRefused(f"PostgreSQL at {place} is behind a pooler that lacks prepared statements: add pooled=1 to the broker URL")
     if isinstance(error, asyncpg.LockNotAvailableError):
         return BrokerUnavailable(
             f"PostgreSQL at {place}: another open transaction holds a lock that this call needs, for example on a key ({error}): "

@@ -92,8 +92,8 @@ def unreadable(ref: Ref, stored: bytes) -> Record:
 
 
 def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
-    """Return the record of an ended job. Return None if it's unreadable or not kept, or if its content is stored separately, so that the
-    waiter has to read the job."""
+    """Return the record of an ended job. Return None if the waiter has to read it, because it wasn't sent, is unreadable, isn't kept, or
+    has its content stored separately."""
     if not stored:
         return None
     record = record_of(Kind.JOB, job_id, stored, with_content=True)
@@ -224,7 +224,7 @@ def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: 
 
 
 def _header(kind: int, packed: bytes) -> dict[str, Any] | None:
-    """Decode a header. Return None if another program has written it."""
+    """Decode a header. Return None if its fields aren't as declared, because another program wrote it."""
     values = msgpack.unpackb(packed, raw=True)
     if len(values) != len(DEFAULTS[kind]):
         return None

@@ -50,14 +50,14 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
     if is_full(error) and grows:
         return StoreFull(f"{path}: no room for new jobs ({error}): let workers catch up, or make room on the disk")
     if is_full(error):
-        return BrokerUnavailable(f"{path}: the disk is full ({error}), so nothing was changed: free space on the disk")
+        return BrokerUnavailable(f"{path}: the disk is full ({error}), so nothing was changed: free some disk space")
     if is_busy(error):
         return BrokerUnavailable(
             f"{path} has been locked by another connection for over {store.timeout:g} s: find a program with an open transaction on it "
             "(a database browser, a backup, your own code), and end that transaction sooner"
         )
     if code == sqlite3.SQLITE_TOOBIG:
-        return TooLarge(f"{path}: SQLite allows no value above {MAX_VALUE_BYTES:,} bytes ({error}): use a reference to the data")
+        return TooLarge(f"{path}: SQLite allows no value above {MAX_VALUE_BYTES:,} bytes ({error}): send a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:
         return BrokerRefused(f"{path} is not an SQLite database: name another file, or move this one away")
     if code == sqlite3.SQLITE_CORRUPT:
@@ -73,7 +73,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
     if isinstance(error, sqlite3.IntegrityError):
         return BrokerRefused(f"{path}: a constraint of the store failed, which is a bug in taskflow: please report it ({error})")
     if code == sqlite3.SQLITE_ERROR:
-        return BrokerRefused(f"{path}: its tables do not fit this version of taskflow ({error})")
+        return BrokerRefused(f"{path}: its tables do not match this version of taskflow ({error})")
     return BrokerUnavailable(f"{path}: {error}")
 
 

@@ -136,7 +136,7 @@ def check_store(store: StoreFile) -> None:
             "if you trust them"
         )
     if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-        raise BrokerRefused(f"{store.path} has a second name (a hard link), which would damage it: remove that name, or use a copy")
+        raise BrokerRefused(f"{store.path} has a second name (a hard link), so it could be damaged: remove that name, or use a copy")
 
 
 def check_opened(store: StoreFile) -> None:
@@ -147,7 +147,7 @@ def check_opened(store: StoreFile) -> None:
     check_store(store)
     with suppress(FileNotFoundError):  # this system has no /dev/fd
         if store.identity() not in set(_open_files()):
-            raise BrokerUnavailable(f"{store.path} was replaced while it was opened: the next call opens it again")
+            raise BrokerUnavailable(f"{store.path} was replaced while it was being opened: the next call opens it again")
 
 
 def _open_files() -> Iterator[tuple[int, int]]:

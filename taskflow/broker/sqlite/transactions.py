@@ -256,7 +256,7 @@ class Transactions:
             raise BrokerUnavailable(f"{self.store.path}: {error}") from error
         if before not in (None, file.identity):
             file.close()
-            raise BrokerUnavailable(f"{self.store.path} was replaced while it was opened: the next call opens it again")
+            raise BrokerUnavailable(f"{self.store.path} was replaced while it was being opened: the next call opens it again")
         return file
 
 
@@ -303,7 +303,7 @@ class OpenFile:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def run(self, group: Sequence[QueuedOperation]) -> BaseException | None:
-        """Run the group's operations in the transaction that `begin` began, and commit. If that fails, roll back, and return the error.
+        """Run the group's operations in the transaction that `begin` began, and commit. Return None, or after rolling back, the error.
 
         If one of several operations fails, only its changes are undone.
         """

@@ -181,6 +181,6 @@ async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() ->
     """The error comes as soon as a statement meets a server's connection that knows it by another name, or not at all."""
     with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
         broker = connect(bouncer.url(shared_postgres().new_database()))
-        with pytest.raises(BrokerRefused, match=r"without prepared statements: add pooled=1 to the broker URL"):
+        with pytest.raises(BrokerRefused, match=r"that lacks prepared statements: add pooled=1 to the broker URL"):
             await asyncio.gather(*(one_job_is_done(broker) for _ in range(40)))
         await broker.close()

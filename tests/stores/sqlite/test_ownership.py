@@ -172,7 +172,7 @@ async def test_a_file_that_is_exchanged_while_sqlite_opens_it_is_not_used(
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", exchange)
-    with pytest.raises(BrokerUnavailable, match="was replaced while it was opened"):
+    with pytest.raises(BrokerUnavailable, match="was replaced while it was being opened"):
         await open_broker().enqueue([an_envelope()])
     monkeypatch.undo()
     assert len(await listed(open_broker().admin)) == 1

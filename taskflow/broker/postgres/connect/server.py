@@ -140,7 +140,7 @@ def _checked_by_the_system() -> ssl.SSLContext:
 def _warn_of_prefer(place: Address) -> None:
     """Warn about tls=prefer, once per process and address."""
     log.warning(
-        "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it. The server's identity "
+        "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers TLS. The server's identity "
         "is not checked. Add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
         place,
     )
@@ -248,7 +248,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: expected one of {', '.join(_TLS)}")
     if tls == "verify-ca" and "tls_ca" not in options:
         raise BrokerUrlError(
-            "broker URL has tls=verify-ca without tls_ca=, a file of certificate authorities; for the system's, write tls=verify-full"
+            "broker URL has tls=verify-ca without tls_ca=: name a file of certificate authorities, or use the system's with tls=verify-full"
         )
     pooled = options.get("pooled", "0")
     if pooled not in ("0", "1"):
