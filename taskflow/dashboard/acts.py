@@ -126,8 +126,7 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
-    """Count the jobs that the action applies to. If the store has no count, read at most `MAX_COUNTED` jobs, and also return True if there
-    are more."""
+    """Count the jobs that the action applies to, and return True too if there are more, because only `MAX_COUNTED` were read."""
     view = target.view
     if target.ids or target.group:
         return len(target.ids), False
@@ -235,8 +234,7 @@ class Acts:
         return redirect(request, f"/act/{name}")
 
     def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
-        """Start an action. If the same user has already started the same action and it's running, return that action: a form may be sent
-        twice."""
+        """Start an action. If the same user's same action is running, return that one: a form may be sent twice."""
         for name, act in self._acts.items():
             if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
                 return name, act

@@ -120,20 +120,17 @@ RESOURCES: Final = {
 
 
 def api_routes(prefix: str) -> list[Route]:
-    async def describe(request: Request) -> Response:
-        return Response(json_text(openapi(root_of(request) + prefix)), media_type="application/json")
+    async def describe(request: Request) -> dict[str, Any]:
+        return openapi(root_of(request) + prefix)
 
-    return [
-        *(Route(prefix + path, _answering(resource)) for path, resource in RESOURCES.items()),
-        Route(f"{prefix}/openapi.json", describe),
-    ]
+    def answering(read: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            return Response(json_text(await read(request)), media_type="application/json")
 
+        return answer
 
-def _answering(resource: Resource) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return Response(json_text(await resource.read(request)), media_type="application/json")
-
-    return answer
+    reads = {path: resource.read for path, resource in RESOURCES.items()} | {"/openapi.json": describe}
+    return [Route(prefix + path, answering(read)) for path, read in reads.items()]
 
 
 def openapi(server: str) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""The calendar of schedules: when each one fires during the next seven days, in its own time zone and in the viewer's, with clock
-changes."""
+"""The calendar of schedules: when each fires during seven days, in its own time zone and in the viewer's, with clock changes."""
 
 from __future__ import annotations
 

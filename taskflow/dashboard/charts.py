@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from markupsafe import Markup
@@ -81,33 +81,34 @@ def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
     return begun[-MAX_MARKS:]
 
 
+class Series(msgspec.Struct, frozen=True):
+    """A line or a group of bars. `style` is its class in the stylesheet. A line has a gap where a value is None."""
+
+    name: str
+    style: str
+    values: Sequence[float | None]
+
+
 def rate(found: Sequence[Bucket], title: str) -> Markup:
     """Draw how many runs ended per minute, and how many of them did not succeed."""
-    series = {
-        "all": [60 * bucket.measure.number / bucket.seconds if bucket.is_known else None for bucket in found],
-        "failed": [60 * bucket.failed / bucket.seconds if bucket.is_known else None for bucket in found],
-    }
+    series = [
+        Series("all", "s0", [60 * bucket.measure.number / bucket.seconds if bucket.is_known else None for bucket in found]),
+        Series("failed", "s1", [60 * bucket.failed / bucket.seconds if bucket.is_known else None for bucket in found]),
+    ]
     return _lines(title, found, series, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}", "rate")
 
 
 def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
     """Draw the median and the 95th percentile of waits or run times, as given by `of`. Buckets without runs are gaps."""
-    series = {
-        name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
-        for name, share in (("95 %", 0.95), ("50 %", 0.5))
-    }
-    return _lines(title, found, series, duration, "seconds", styles="20")
+    series = [
+        Series(name, style, [of(bucket.measure, share) if bucket.measure.number else None for bucket in found])
+        for name, style, share in (("95 %", "s2", 0.95), ("50 %", "s0", 0.5))
+    ]
+    return _lines(title, found, series, duration, "seconds")
 
 
-def _lines(
-    title: str,
-    found: Sequence[Bucket],
-    series: Mapping[str, Sequence[float | None]],
-    label: Callable[[float], str],
-    unit: str,
-    styles: str = "01",
-) -> Markup:
-    most = max((value for values in series.values() for value in values if value is not None), default=0.0) or 1.0
+def _lines(title: str, found: Sequence[Bucket], series: Sequence[Series], label: Callable[[float], str], unit: str) -> Markup:
+    most = max((value for each in series for value in each.values if value is not None), default=0.0) or 1.0
     step = (WIDTH - LEFT) / max(1, len(found) - 1)
 
     def paths(values: Sequence[float | None]) -> str:
@@ -120,29 +121,20 @@ def _lines(
             is_down = value is not None
         return "".join(parts)
 
-    drawn = Markup("").join(
-        Markup('<path class="line s{}" d="{}"/>').format(style, paths(values))
-        for style, values in zip(styles, series.values(), strict=True)
-    )
-    keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(*pair) for pair in zip(styles, series, strict=True))
-    if (first := next((bucket for bucket in found if bucket.is_known), None)) is not None and first is not found[0]:
-        keys += Markup(' <span class="note">nothing measured before {}</span>').format(f"{first.at:%m-%d %H:%M} UTC")
+    drawn = Markup("").join(Markup('<path class="line {}" d="{}"/>').format(each.style, paths(each.values)) for each in series)
     marks = deploys(bucket.measure for bucket in found)
     drawn += Markup("").join(_mark(LEFT + place * step, name) for place, name in marks)
-    frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
-    labels = _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
+    drawn += Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
+    drawn += _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
     if found:
         form = "%H:%M" if found[-1].at - found[0].at < timedelta(days=1) else "%m-%d %H:%M"
-        labels += _label(LEFT, HEIGHT - 4, f"{found[0].at:{form}}", "start")
-        labels += _label(WIDTH, HEIGHT - 4, f"{found[-1].at:{form}} UTC", "end")
-    plot = Plot(
-        title=title,
-        unit=unit,
-        x=[bucket.at.timestamp() for bucket in found],
-        series=[Series(name=name, style=style, values=values) for style, (name, values) in zip(styles, series.items(), strict=True)],
-        deploys=[(found[place].at.timestamp(), one_line(name, 60)) for place, name in marks],
-    )
-    return _figure(plot, drawn + frame + labels, keys)
+        drawn += _label(LEFT, HEIGHT - 4, f"{found[0].at:{form}}", "start") + _label(WIDTH, HEIGHT - 4, f"{found[-1].at:{form}} UTC", "end")
+    note, known = Markup(), [bucket for bucket in found if bucket.is_known]
+    if known and known[0] is not found[0]:
+        note = Markup(' <span class="note">nothing measured before {}</span>').format(f"{known[0].at:%m-%d %H:%M} UTC")
+    x = [bucket.at.timestamp() for bucket in found]
+    begun = [(x[place], one_line(name, 60)) for place, name in marks]
+    return _figure({"title": title, "unit": unit, "x": x, "series": series, "deploys": begun, "bins": None}, drawn, note)
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> Markup:
@@ -156,27 +148,14 @@ def _mark(x: float, deploy: str) -> Markup:
     return line + _label(x + (-3 if side == "end" else 3), TOP + 8, one_line(deploy, 14), side) + Markup("</g>")
 
 
-class Series(msgspec.Struct, frozen=True):
-    name: str
-    style: str
-    values: Sequence[float | None]
-
-
-class Plot(msgspec.Struct, frozen=True, kw_only=True):
-    """The data with which plots.js replaces a drawing: lines over time, or bars if there are `bins`."""
-
-    title: str
-    unit: str
-    x: Sequence[float]
-    series: list[Series]
-    deploys: Sequence[tuple[float, str]] = ()
-    bins: Sequence[str] | None = None
-
-
-def _figure(plot: Plot, drawn: Markup, keys: str = "") -> Markup:
-    drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, HEIGHT, plot.title, drawn)
-    return Markup('<live-plot data-plot="{}"><figure><figcaption>{} {}</figcaption>{}</figure></live-plot>').format(
-        msgspec.json.encode(plot).decode(), plot.title, keys, drawing
+def _figure(plot: Mapping[str, Any], drawn: Markup, note: str = "") -> Markup:
+    """Return a drawing with its title and, for several series, a key. `plot` is the data with which plots.js replaces the drawing: lines
+    over time, or bars if it has "bins"."""
+    drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, HEIGHT, plot["title"], drawn)
+    series: Sequence[Series] = plot["series"]
+    keys = Markup(" ").join(Markup('<span class="key {}">{}</span>').format(each.style, each.name) for each in series if len(series) > 1)
+    return Markup('<live-plot data-plot="{}"><figure><figcaption>{} {}{}</figcaption>{}</figure></live-plot>').format(
+        msgspec.json.encode(plot).decode(), plot["title"], keys, note, drawing
     )
 
 
@@ -212,19 +191,15 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
     if len(table) > 1:
         labels += _label(WIDTH, HEIGHT - 4, f"below {table[-1][0]}", "end")
     names = [one_line(name, 60) or "Runs" for name in series]
-    keys = Markup(" ").join(Markup('<span class="key {}">{}</span>').format(*pair) for pair in zip(styles, names, strict=True))
-    plot = Plot(
-        title=title,
-        unit="count" if len(series) == 1 else "share",
-        x=list(range(len(table))),
-        series=[Series(*each) for each in zip(names, styles, zip(*shares, strict=True), strict=True)],
-        bins=[bound for bound, _ in table],
-    )
-    return Histogram(
-        _figure(plot, bars + labels, keys if len(series) > 1 else ""),
-        [f"#{name}" if name == "Runs" else f"#Runs {name}" for name in names],
-        table,
-    )
+    plot = {
+        "title": title,
+        "unit": "count" if len(series) == 1 else "share",
+        "x": list(range(len(table))),
+        "deploys": (),
+        "series": [Series(*each) for each in zip(names, styles, zip(*shares, strict=True), strict=True)],
+        "bins": [bound for bound, _ in table],
+    }
+    return Histogram(_figure(plot, bars + labels), [f"#{name}" if name == "Runs" else f"#Runs {name}" for name in names], table)
 
 
 def runs(record: Record, now: datetime) -> Markup | None:

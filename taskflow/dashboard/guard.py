@@ -133,8 +133,7 @@ class Guard:
 
 
 def _as_mounted(scope: Scope) -> Scope:
-    """Return the scope as ASGI defines it below a prefix. Litestar removes the prefix from the path, adds a slash, and sets no
-    root_path."""
+    """Return the scope as ASGI defines it below a prefix. Litestar removes the prefix from the path, and sets no root_path."""
     if "litestar_app" not in scope:
         return scope
     whole, rest = re.sub("//+", "/", unquote(scope["raw_path"].decode("ascii", "replace"))).rstrip("/"), scope["path"].rstrip("/")

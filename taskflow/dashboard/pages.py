@@ -28,7 +28,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import remembered, seen
-from taskflow.dashboard.rendering import redirect, render, with_query
+from taskflow.dashboard.rendering import MAX_ROWS, redirect, render, with_query
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
@@ -47,7 +47,6 @@ MAX_ERRORS: Final = 10  # maximum number of errors shown for one job, the newest
 NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short id in the list to select the whole one, and copy it."
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_NAMES: Final = 100  # maximum number of names that a filter suggests
-MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 PORTIONS: Final = (
     (timedelta(days=2), timedelta(hours=12)),
     (timedelta(hours=3), timedelta(hours=2)),
@@ -74,8 +73,7 @@ async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *,
 
 
 async def history_of(back: timedelta, queue: str | None = None) -> list[MeasuresRecord]:
-    """Read the history, of all queues or of one, in portions, between which the event loop runs other tasks: unpacking 30 days at once
-    takes half a second."""
+    """Read the history of all queues or of one in portions: unpacking 30 days at once would stop the event loop for half a second."""
     now, found = datetime.now(UTC), dict[tuple[datetime, int], MeasuresRecord]()
     while back > timedelta():
         portion = next(min(portion, back - age) for age, portion in PORTIONS if back > age)
@@ -109,8 +107,7 @@ async def overview(request: Request) -> Response:
         request,
         "overview.html",
         "Overview",
-        queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE))[:MAX_ROWS],
-        number_of_queues=len(queues),
+        queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE)),
         counts=totals_of(queues),
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
@@ -166,9 +163,7 @@ async def jobs(request: Request) -> Response:
         page=page,
         is_first=cursor is None,
         totals=totals_of(queues, view.queue) if set(filters) <= {"status", "queue"} else None,
-        statuses=list(Status),
         actions=actions,
-        acts_on_all=actions if filters and not group else {},
     )
 
 
@@ -297,7 +292,7 @@ async def failures(request: Request) -> Response:
         newest=newest_deploy(workers),
         groups=found.groups,
         window=found.window,
-        most=GROUPS_AT_ONCE,
+        at_once=GROUPS_AT_ONCE,
     )
 
 
@@ -308,14 +303,11 @@ def _takers(workers: list[WorkerInfo], queue: str) -> list[WorkerInfo]:
 async def queue(request: Request) -> Response:
     name = request.path_params["name"]
 
-    async def last_day() -> dict[str, Any]:
-        return await _last_day(await history_of(timedelta(days=1), name))
-
     queues, workers, totals, drawn, found_limits = await asyncio.gather(
         seen(request, operate.queues),
         seen(request, operate.workers),
         seen(request, operate.metrics),
-        remembered(("last day", name), last_day, keep=60.0),
+        remembered(("last day", name), lambda: _last_day(name), keep=60.0),
         remembered("limits", limits.list),
     )
     found = next((queue for queue in queues if queue.name == name), None)
@@ -333,10 +325,10 @@ async def queue(request: Request) -> Response:
     )
 
 
-async def _last_day(history: list[MeasuresRecord]) -> dict[str, Any]:
+async def _last_day(queue: str) -> dict[str, Any]:
     """Add up a queue's measures by job. Draw its waits and run times, before and since the newest deploy if it has begun in this time."""
     by_job, periods = Measures(), list[Measure]()
-    for each in history:
+    for each in await history_of(timedelta(days=1), queue):
         await asyncio.sleep(0)  # see `charts.buckets`
         add_up(by_job, each.measures)
         periods.append(charts.merged(each.measures.values()))
@@ -351,13 +343,11 @@ async def _last_day(history: list[MeasuresRecord]) -> dict[str, Any]:
 
 
 async def workers(request: Request) -> Response:
-    found = await seen(request, operate.workers)
-    return await render(request, "workers.html", "Workers", workers=found[:MAX_ROWS], number_of_workers=len(found))
+    return await render(request, "workers.html", "Workers", workers=await seen(request, operate.workers))
 
 
 async def schedule_list(request: Request) -> Response:
-    found = await schedules.list()
-    return await render(request, "schedules.html", "Schedules", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
+    return await render(request, "schedules.html", "Schedules", schedules=await schedules.list())
 
 
 async def schedule_calendar(request: Request) -> Response:
@@ -378,13 +368,11 @@ async def schedule_calendar(request: Request) -> Response:
         rows=await run_in_threadpool(calendar.rows_of, default_app(), part, days, zone, now),
         start=start,
         number_of_schedules=len(records),
-        tz=given or "UTC",
         given=given,
-        is_given=bool(given),
         is_first=first == today,
         before=max(today, first - timedelta(days=calendar.DAYS)).isoformat(),
         after=(first + timedelta(days=calendar.DAYS)).isoformat(),
-        most=calendar.MAX_TIMES,
+        at_once=calendar.MAX_TIMES,
     )
 
 
@@ -395,15 +383,14 @@ async def chart_page(request: Request) -> Response:
     hours = whole(request.query_params.get("hours"), 1, 1, 720)
     filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
 
-    async def drawn() -> dict[str, Any]:
-        return await _drawn(await history_of(timedelta(hours=hours)), hours, **filters)
-
     # A point in a 30-day chart covers half a day.
-    values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
+    keep = min(300.0, 15.0 * hours)
+    values = await remembered(("charts", hours, *filters.values()), lambda: _drawn(hours, **filters), keep=keep)
     return await render(request, "charts.html", "Charts", hours=hours, spans=SPANS, filters=filters, **values)
 
 
-async def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
+async def _drawn(hours: int, queue: str, job: str) -> dict[str, Any]:
+    history = await history_of(timedelta(hours=hours))
     found = await charts.buckets(history, timedelta(hours=hours), queue=queue, job=job)
     drawn: dict[str, Any] = {}
     if any(bucket.measure.number for bucket in found):

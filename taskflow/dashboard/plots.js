@@ -1,5 +1,5 @@
 // Replaces the server's drawings with plots that zoom and show the values under the pointer. Without this script, the drawings remain.
-const COLORS = { 0: "--link", 1: "--bad", 2: "--warn", old: "--dim", new: "--link" }; // by the styles of the server
+const COLORS = { s0: "--link", s1: "--bad", s2: "--warn", old: "--dim", new: "--link" }; // by the styles of the server
 const HEIGHT = 200; // pixels
 const plots = new Map(); // by title: a page that is refreshed keeps its plots, and their zoom
 

@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from taskflow.model.ids import id_text
 from taskflow.model.printable import duration, indented, json_text, one_line, span
+from taskflow.model.record import Status
 
 HERE: Final = Path(__file__).parent
 KINDS: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -52,6 +53,7 @@ SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs o
 _turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
 """Pages of an event loop are rendered one after the other. Otherwise, the loop's other tasks would wait for a slice of each page."""
 
+MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
 
 
@@ -89,10 +91,6 @@ def digest(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def number(value: float) -> str:
-    return f"{value:,}"
-
-
 def path_of(kind: str, name: str) -> str:
     """Return the path of a queue or a job. Browsers remove segments of dots, so a queue with such a name gets its job list's path."""
     return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
@@ -117,10 +115,11 @@ _templates: Final = Environment(
     finalize=_finalized,
     auto_reload=False,
 )
-for _filter in (when, as_json, block, code, digest, number, span, duration, absolute):
+for _filter in (when, as_json, block, code, digest, span, duration, absolute):
     _templates.filters[_filter.__name__] = _filter
-_templates.filters["cut"] = one_line
-_templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "end": Markup("</tbody></table></div>")}
+_templates.filters |= {"cut": one_line, "number": "{:,}".format}
+_templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "most": MAX_ROWS, "statuses": [*Status]}
+_templates.globals["end"] = Markup("</tbody></table></div>")
 _templates.globals |= vars(_templates.get_template("macros.html").module)
 for _name in _templates.list_templates():  # compiled now, because the first viewers' pages would keep the host's event loop waiting
     _templates.get_template(_name)

@@ -78,10 +78,6 @@ class Answer(NamedTuple):
 
 def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
     """Let the application answer a request on the shared loop, where the broker has its connections for callers without a loop."""
-    return run_sync(_answer(app, scope, body))
-
-
-async def _answer(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
     start: Message = {}
     parts = list[bytes]()
 
@@ -94,7 +90,7 @@ async def _answer(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
         else:
             parts.append(message.get("body", b""))
 
-    await app(scope, receive, send)
+    run_sync(app(scope, receive, send))
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
     return Answer(start["status"], headers, b"".join(parts))
 
@@ -116,7 +112,8 @@ def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str
 
 def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
     """Return the scope and the body of a request. If the body is too long for a form, read only enough of it to refuse it."""
-    root, rest = (_text(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
+    # WSGI gives the parts of a path as Latin-1
+    root, rest = (environ.get(name, "").encode("latin-1", "replace").decode("utf-8", "replace") for name in ("SCRIPT_NAME", "PATH_INFO"))
     headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
     headers |= {name.replace("_", "-"): value for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if (value := environ.get(name))}
     body = environ["wsgi.input"].read(whole(environ.get("CONTENT_LENGTH"), 0, 0, MAX_FORM + 1))
@@ -127,8 +124,3 @@ def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
         "wsgi.environ": environ,
     }
     return scope_of(environ["REQUEST_METHOD"], root, root + rest, environ.get("QUERY_STRING", ""), headers, **others), body
-
-
-def _text(path: str) -> str:
-    """Decode a part of a path, which WSGI gives as Latin-1."""
-    return path.encode("latin-1", "replace").decode("utf-8", "replace")

@@ -46,11 +46,11 @@ BUDGETS = {
     "taskflow/worker": 7_100,
     "taskflow/cli": 4_750,
     "taskflow/testing": 1_040,
-    "taskflow/dashboard": 2_210,
+    "taskflow/dashboard": 2_135,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_780,
-    "tests": 75_700,
+    "taskflow": 55_705,
+    "tests": 75_685,
 }
 
 
