@@ -173,7 +173,7 @@ class PerLoop(Generic[L]):
         self._is_closed = False
 
     def here(self) -> L:
-        """Return the running loop's connection. Raises BrokerUnavailable after `close`."""
+        """Return the running loop's connection, opening it on first use. Raises BrokerUnavailable after `close`."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         loop = asyncio.get_running_loop()

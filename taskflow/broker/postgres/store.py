@@ -120,7 +120,7 @@ class PostgresStore:
         return await self._fetch(f'SELECT * FROM "{self._schema}".{function}({places})', *arguments)
 
     async def _call_one(self, function: str, *arguments: Any) -> Row:
-        """Call a function that returns one row, and pass on its wake-ups."""
+        """Call a function that returns one row, pass on its wake-ups to the broker, and return the row."""
         began_at = time.monotonic()
         [row] = await self._call(function, *arguments)
         if wakeups := row.get("wakeups"):

@@ -173,7 +173,7 @@ class RedisBroker(EngineBroker):
         return await super().settle(settlements)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If a job has not ended and this loop is listening for its end, the same call also requests that wake-up."""
+        """Read jobs. If a job has not ended and this loop is listening for its end, the same call also requests a wake-up for it."""
         listener = self._per_loop.here().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         missing = [job_id for job_id in ids if job_id not in ended]

@@ -75,7 +75,7 @@ class ConnectionPool:
             raise broker_error(error, str(self.server)) from error
 
     async def ask_each(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands and return the reply to each, or None if its key has the wrong type."""
+        """Send commands, and return the reply to each, with None for a command whose key has the wrong type."""
         try:
             replies = await self._ask(commands, each=True)
         except ERRORS as error:

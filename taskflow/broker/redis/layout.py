@@ -134,7 +134,7 @@ def _value_bytes(of_type: Type, value: Any) -> bytes:
 
 
 def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
-    """Return the position and the id in a member of an index."""
+    """Return the position and the id from which a member of an index was made."""
     values, at = list[Any](), 0
     for of_type, falls in zip(member.types, member.falls, strict=True):
         if of_type is Type.NUMBER:

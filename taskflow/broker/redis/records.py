@@ -160,7 +160,7 @@ _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_stead
 
 
 def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
-    """Decode a job outside the fixed layout."""
+    """Decode a job that isn't stored in the fixed layout."""
     header: dict[str, Any] = dict(_JOB_DEFAULTS)
     names, sent, at = read_waiting(stored, 0, header)
     if stored[0] == GENERAL + SCHEDULED and stored.startswith(_AT_A_GATE, at):  # a fast path, because many such jobs are read at once

@@ -42,7 +42,7 @@ class RecordReader:
         )
 
     def records(self, refs: Iterable[Ref], *, with_content: bool = False) -> dict[Ref, Record]:
-        """Return those of the named records that exist."""
+        """Return those of the named records that exist, by their refs."""
         by_kind: dict[int, list[tuple[bytes]]] = {}
         for kind, record_id in refs:
             by_kind.setdefault(kind, []).append((record_id,))

@@ -268,7 +268,7 @@ class SqliteStore(ByStep, MaintainedRecords):
                 offset, most = offset + at_once, most - at_once
 
     def _repeat(self, session: bytes, request: int, limit: int, now: int) -> Claimed | None:
-        """Answer a request that the session has sent before. Return None if the session is unknown or dead."""
+        """Answer a request that the session sent before. Return None if the session is unknown or dead."""
         ref = Ref(Kind.SESSION, session)
         known = self.records([ref]).get(ref)
         if known is None or known.header["dead_at"] is not None:

@@ -66,7 +66,7 @@ class StoreFile:
         return self.path + ending
 
     def size(self, ending: str) -> int:
-        """Return the size in bytes of a file beside the store, 0 if it is missing."""
+        """Return the size in bytes of a file beside the store, or 0 if it is missing."""
         try:
             return os.stat(self.beside(ending)).st_size
         except OSError:
@@ -115,7 +115,8 @@ def make_private(path: str) -> None:
 def check_store(store: StoreFile) -> None:
     """Check the store's file, and the links on the way to it. Raises BrokerRefused if another user may have put one of them there.
 
-    A link must belong to this user, root or the owner that the URL names, or lie in a folder that only its owner can write to.
+    A link must belong to this user, root or the owner that the URL names, or lie in a folder that only its owner can write to. The file
+    itself may have no second name (a hard link).
     """
     for link in _links_to(store.given):
         owner = os.lstat(link).st_uid

@@ -222,8 +222,8 @@ def tables_of_namespaces(there: set[str]) -> set[str]:
 
 
 def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what the tables lack. Raises BrokerRefused if they don't belong to the installed taskflow, or if they have a
-    trigger or a view, which would run another program's SQL."""
+    """Return the migration that adds what the tables lack, if any. Raises BrokerRefused if this version can't use the
+    tables, or if they have a trigger or a view, which would run another program's SQL."""
     try:
         [(version, made_from, has_triggers)] = connection.execute(sql[_VERSION]).fetchall()
     except sqlite3.OperationalError as error:

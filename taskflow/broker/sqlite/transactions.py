@@ -285,7 +285,7 @@ class OpenFile:
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
     def begin(self, group: Sequence[QueuedOperation]) -> None:
-        """Begin the transaction of a group. Fails if another connection holds the lock."""
+        """Begin the transaction of a group. Raises sqlite3.Error if the group writes and another connection holds the write lock."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
             self._checkpointer.wait()
@@ -338,7 +338,7 @@ class OpenFile:
             queued.error = refused
 
     def _run_apart(self, queued: QueuedOperation) -> None:
-        """Run an operation in a savepoint, so that its error doesn't affect others."""
+        """Run an operation so that its error doesn't affect the others: in a savepoint, unless it only reads."""
         if queued.durability is Durability.READ:
             try:
                 self._run(queued)

@@ -200,7 +200,7 @@ class SocketListener:
         return self._flag.is_heard
 
     def received(self, topics: Iterable[str]) -> None:
-        """Wake the waiters of these topics."""
+        """Wake the waiters of these topics, or every waiter if `ANYTHING` is among them."""
         heard = [*topics]
         if any(map(is_queue, heard)):
             with self._lock:  # the sender has removed our file, but a claim may be creating another, or have done so
