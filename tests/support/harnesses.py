@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskflow.broker import topics
 from taskflow.broker.engine import records
@@ -31,6 +31,9 @@ from tests.support.postgres import PostgresServer, shared_postgres, the_newest_p
 from tests.support.processes import new_folder
 from tests.support.servers import shared_redis
 from tests.support.spoiling import Spoiler
+
+if TYPE_CHECKING:
+    from taskflow.broker.postgres import PostgresBroker
 
 
 class Capability(Enum):
@@ -338,17 +341,24 @@ class PostgresHarness(StoreHarness):
         self.server = self.shared_server()
         self._is_spoilt = False
         self._emptied = _SCHEMAS.setdefault((self.name, rules), [])
-        self.namespace = self._emptied.pop() if self._emptied else f"test-{next(_NUMBERS)}"
+        self.namespace, self._is_prepared = self._emptied.pop() if self._emptied else (f"test-{next(_NUMBERS)}", False)
+        self._last: PostgresBroker | None = None
 
     @classmethod
     def shared_server(cls) -> PostgresServer:
         return shared_postgres()
 
     def open(self) -> Broker:
-        from taskflow.broker.postgres import PostgresBroker, PostgresTarget
+        from taskflow.broker.postgres import PostgresBroker
+        from tests.support.kept_sessions import KeptTarget
 
-        server = PostgresTarget(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
-        return PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+        server = KeptTarget(
+            host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable", schema=self.namespace
+        )
+        broker = PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+        broker._is_prepared = self._is_prepared  # the check takes longer than most tests need
+        self._last = broker
+        return broker
 
     def connect(self) -> Any:
         import psycopg
@@ -398,13 +408,16 @@ class PostgresHarness(StoreHarness):
             self._ask(f"INSERT INTO {name} OVERRIDING SYSTEM VALUE SELECT * FROM json_populate_recordset(NULL::{name}, $rows${rows}$rows$)")
 
     def remove(self) -> None:
+        from tests.support.kept_sessions import end_sessions
+
         if self._is_spoilt:
+            end_sessions(self.server.port, self.namespace)
             self._ask(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
             return
         meta = self._table("meta")
         emptied = f"{self._deletions(TABLES[1:])} UPDATE {meta} SET value = 0 WHERE name = 'check_marks_at';"
         self._ask(f"DO $$ BEGIN IF to_regclass('{meta}') IS NOT NULL THEN {emptied} END IF; END $$")
-        self._emptied.append(self.namespace)
+        self._emptied.append((self.namespace, self._is_prepared or (self._last is not None and self._last._is_prepared)))
 
     def _deletions(self, names: Sequence[str]) -> str:
         """Return the deletions that empty the tables. They take a millisecond, whereas TRUNCATE takes forty."""
@@ -455,7 +468,8 @@ TABLES: Final = (
 )
 """The tables of PostgreSQL."""
 
-_SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
+_SCHEMAS: Final[dict[tuple[str, Rules], list[tuple[str, bool]]]] = {}
+"""Emptied schemas, and whether each has been checked."""
 
 
 BROKERS: Final[tuple[type[StoreHarness], ...]] = (MemoryHarness, SqliteHarness, RedisHarness, PostgresHarness)
