@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -24,13 +25,17 @@ _PROCESSES: Final = frozenset([TESTS / "stores/sqlite/test_commit_watch.py"])
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need a server."""
 
+_IN_FAST_PLACES: Final = ("fast", "fast or conformance and not slow")
+"""Expressions of `-m`, the second in .ci/run, that match only tests in fast places."""
+
 ON_ALL: Final = "CONFORMANCE_ON_ALL"
 """If this environment variable is set, every test runs on every broker that it takes."""
 
 _STORES: Final = ("sqlite", "redis", "postgres")
 
 _IN_TURN: Final = frozenset(TESTS / folder for folder in ("unit/app", "dashboard"))
-"""Folders whose tests are about what is above a broker. They run on memory and, in turn, on one store."""
+"""Folders whose tests are about what is above a broker. They run on memory and, in turn, on one store: on another one with the next version
+of Python."""
 
 _BROWSER: Final = TESTS / "browser"
 """Tests that need Chromium and the extra `browser`. A full run does not include them."""
@@ -68,12 +73,12 @@ def _runs_in_turn(module: Path) -> bool:
 
 
 def is_another_stores_turn(item: pytest.Item) -> bool:
-    """Return True if this is the case of a store other than memory and the one whose turn it is."""
+    """Return True if this is the case of a store other than memory and the one whose turn it is, which differs by the version of Python."""
     if os.environ.get(ON_ALL) or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     kinds = (getattr(value, "name", None) for value in item.callspec.params.values())
     mine = next((kind for kind in kinds if kind in _STORES), None)
-    return mine is not None and mine != _STORES[crc32(item.name.replace(mine, "").encode()) % len(_STORES)]
+    return mine is not None and mine != _STORES[(crc32(item.name.replace(mine, "").encode()) + sys.version_info.minor) % len(_STORES)]
 
 
 def is_slow_folder(path: Path) -> bool:
@@ -86,7 +91,7 @@ def is_left_out(path: Path, expression: str) -> bool:
     """Return True if no test in this folder can match the expression of `-m`, so that the folder need not be loaded."""
     if "browser" in expression:
         return path.is_dir() and path.parent == TESTS and path != _BROWSER
-    return path == _BROWSER or (expression == "fast" and is_slow_folder(path))
+    return path == _BROWSER or (expression in _IN_FAST_PLACES and is_slow_folder(path))
 
 
 def is_fast(item: pytest.Item) -> bool:
