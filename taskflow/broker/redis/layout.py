@@ -33,7 +33,7 @@ MEMBER_BYTES: Final = 20
 SINCE_BYTES: Final = 8
 
 GROUPS_AT_ONCE: Final = 60
-"""How many groups of an index a script counts, so that other clients don't wait for long."""
+"""The maximum number of an index's groups that one script counts, so that other clients don't wait for long."""
 
 _BIAS: Final = 1 << 63
 
@@ -249,7 +249,7 @@ def lua_bytes(value: bytes) -> str:
 
 
 BY_HAND: Final = frozenset({"status", "ready", "leases"})
-"""Indexes that move_job() in records.lua and the hot scripts write."""
+"""The indexes that move_job() in records.lua and the hot scripts write, instead of code made from the declaration."""
 
 
 def _places(kind: int) -> str:

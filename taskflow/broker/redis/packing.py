@@ -132,7 +132,7 @@ _BIAS: Final = 1 << 63
 
 
 def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
-    """Group runs for the script `succeed`. Return the groups, the number of the run for each answer, and the contents to send ahead."""
+    """Group runs for the script `succeed`. Return the groups, the index of the run for each answer, and the contents to send ahead."""
     groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
     for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key, awaited_by, note) in enumerate(runs):

@@ -104,7 +104,7 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
 
 
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
-    """Read the lease of a job that is or was running into `header`. Return where the part that it had as a waiting job begins."""
+    """Read into `header` the lease of a job that is or was running. Return the offset of the part that it had while it waited."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
     header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])
@@ -117,7 +117,7 @@ def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
 
 
 def read_waiting(stored: bytes, at: int, header: dict[str, Any]) -> tuple[bytes, bytes | None, int]:
-    """Read the parts of a waiting job, which begin at `at`, into `header`. Return its names, `sent`, and where its content begins."""
+    """Read into `header` the parts of a waiting job, which begin at `at`. Return its names, its `sent`, and the offset of its content."""
     flags, priority, due_at, seq, created_at, queue, job, sent = _WAITING.unpack_from(stored, at)
     names_at = at + WAITING_BYTES
     sent_at = names_at + queue + job

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _STATEMENT_CACHE: Final = 512
 INCREMENTAL: Final = 2
-"""The value of the `auto_vacuum` pragma (https://sqlite.org/pragma.html#pragma_auto_vacuum)."""
+"""The value of the `auto_vacuum` pragma for incremental vacuuming (https://sqlite.org/pragma.html#pragma_auto_vacuum)."""
 _CACHE_KIB: Final = 16_384
 
 

@@ -111,7 +111,8 @@ class MaintainedRecords(RecordChanger):
         return found
 
     def _bury(self, rows: Sequence[list[Any]], now: int, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> int:
-        """Bury the jobs without tags and notes, and return their number. Add the other jobs to `left`."""
+        """Bury the jobs without tags and notes, or forget them if they ended over `repeat_for` ago. Return how many there were, and add the
+        other jobs to `left`."""
         plain = list[list[Any]]()
         for row in rows:
             if row[4] & Flag.KEPT_APART:

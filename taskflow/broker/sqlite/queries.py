@@ -311,7 +311,7 @@ class RecordPacking(Packing):
         return row[self._entry_value]
 
     def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
-        """Read the long values into a row. Return the damage found in the row, one line for each value, or None."""
+        """Read a row's long values, and put them into it. Return the damage found in the row, one line for each value, or None."""
         damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
         for place, value in enumerate(row[: self._width]):
             if type(value) is not _TooLong:
