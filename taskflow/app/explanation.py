@@ -204,6 +204,9 @@ def _taken(limit: LimitRecord) -> str:
 
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
+    if record.waiting_for == wording.waits_for_resume(record.queue):
+        yield _paused(record, ", and its jobs give back their slots until it is resumed")
+        return
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")

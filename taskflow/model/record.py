@@ -183,13 +183,11 @@ def waits_at_limit(record: Record) -> bool:
 
 def is_parked(record: Record) -> bool:
     """Return True if the job is waiting because every worker that claimed it lacked its code or could not read its arguments."""
-    others = (wording.WAITS_AT_GATE, wording.HANDED_BACK_IN_VAIN, wording.JOB_PAUSED)
-    return _waits_for(record, "") and not any(_waits_for(record, other) for other in others)
+    return any(_waits_for(record, text) for text in (wording.UNKNOWN_JOB, wording.OTHER_CODE))
 
 
 def _waits_for(record: Record, pattern: str) -> bool:
-    waiting_for = record.waiting_for or ""
-    return record.status is Status.SCHEDULED and waiting_for != "" and waiting_for.startswith(pattern.partition("%")[0])
+    return record.status is Status.SCHEDULED and (record.waiting_for or "").startswith(pattern.partition("%")[0])
 
 
 class Moment(NamedTuple):

@@ -39,6 +39,9 @@ FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker s
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 """What to do about a parked job."""
 
+UNKNOWN_JOB: Final = f"a worker that knows the job %r; {WAYS_OUT}"
+OTHER_CODE: Final = f"a worker with other code: %s; {WAYS_OUT}"
+
 
 def job_paused(job: str) -> str:
     return JOB_PAUSED % job

@@ -44,7 +44,7 @@ from taskflow.model.verdict import (
     decodable,
     detach_exception,
 )
-from taskflow.model.wording import WAYS_OUT
+from taskflow.model.wording import OTHER_CODE, UNKNOWN_JOB
 from taskflow.worker.children.messages import ChildFailed
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.lease_table import Deadlines, HeldLease
@@ -165,7 +165,7 @@ class Executor:
             return Failed(RunError("taskflow.UnreadableJob", fields, "", lease.attempt))
         job = self.registry.get(lease.envelope.job)
         if job is None:
-            return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
+            return self._park(holding, UNKNOWN_JOB % lease.envelope.job)
         if (lease.envelope.limits or job.limits is not None) and (verdict := unadmitted(lease, job)) is not None:
             return verdict
         member = lease.envelope.member
@@ -219,7 +219,7 @@ class Executor:
 
     def _undecodable(self, holding: HeldLease, error: BaseException) -> Verdict:
         if isinstance(error, PARKED_ON):
-            return self._park(holding, f"a worker with other code: {error}; {WAYS_OUT}")
+            return self._park(holding, OTHER_CODE % error)
         return self._failed(holding, failure_of(error, holding.lease.attempt), error)
 
     def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:

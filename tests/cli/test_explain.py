@@ -161,6 +161,13 @@ async def at_a_gate(world: World) -> Job:
     return await world.add(limits=(gate,))
 
 
+@cause("queue default is paused, and its jobs give back their slots", "taskflow resume default")
+async def at_a_gate_of_a_paused_queue(world: World) -> Job:
+    job = await world.add(limits=(Gate(gate_id("imports", "acme"), "imports", "acme", 1),))
+    await world.broker.admin.pause("default")
+    return job
+
+
 async def told_at_limits(world: World, *limits: Gate, number: int = 2) -> list[Reason]:
     """Send jobs with these limits, and return why the last one waits."""
     jobs = [await world.add(limits=limits) for _ in range(number)]
@@ -298,7 +305,7 @@ def settled(verdict: Callable[[Lease], Settlement], **fields: Any) -> Plant:
 
 NO_USER = "builtins.ValueError: no such user"
 _CAUSES |= {
-    "parked": (settled(partial(parked, after=60.0)), "it waits for a worker that knows it", "deploy the code that sent it"),
+    "parked": (settled(partial(parked, after=60.0)), "it waits for a worker that knows the job 'work'", "deploy the code that sent it"),
     "to be retried": (
         *(settled(partial(retried, after=60.0)), f"attempt 1 of 10 failed: {NO_USER}; the next one starts in 1m"),
         "retry is automatic",

@@ -19,6 +19,7 @@ from taskflow import Cron, configure, operate, schedules
 from taskflow.app.app import default_app
 from taskflow.broker.admin import EXAMINED
 from taskflow.dashboard import Access, charts, dashboard, pages, rendering
+from taskflow.model import wording
 from taskflow.model.clock import ManualClock
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.envelope import Envelope, Lease
@@ -321,7 +322,7 @@ async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site
 async def test_parked_jobs_that_no_worker_knows_are_named(world: World, site: Site) -> None:
     session = await world.a_session(jobs=("letter",))
     for name in ("gone", "letter"):
-        await world.settle(settlement(await world.running(session, job=name), Parked(f"a worker that knows job {name}", 60.0)))
+        await world.settle(settlement(await world.running(session, job=name), Parked(wording.UNKNOWN_JOB % name, 60.0)))
     page = await site.get("/")
     assert "parked Job gone (1): no running worker knows it" in page.text
     assert "Job letter" not in page.text
@@ -330,9 +331,9 @@ async def test_parked_jobs_that_no_worker_knows_are_named(world: World, site: Si
 
 async def test_a_parked_job_has_not_started(world: World, site: Site) -> None:
     lease = await world.running(await world.a_session("web-1:7"))
-    await world.settle(settlement(lease, Parked("a worker that knows job work", 60.0)))
+    await world.settle(settlement(lease, Parked(wording.UNKNOWN_JOB % "work", 60.0)))
     page = await site.get(f"/jobs/{id_text(lease.envelope.id)}")
-    assert "parked: no worker can run it. It waits for a worker that knows job work" in page.text
+    assert "parked: no worker can run it. It waits for a worker that knows the job 'work'" in page.text
     assert ("Started" in page.text, "web-1:7" in page.text) == (False, False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from taskflow.model import wording
 from taskflow.model.envelope import Lease, notes_of
 from taskflow.model.fingerprint import cause_of
 from taskflow.model.verdict import (
@@ -59,7 +60,7 @@ def snoozed(lease: Lease, after: float = 0.0, **more: Any) -> Settlement:
     return settlement(lease, Snoozed(after), **more)
 
 
-def parked(lease: Lease, after: float = 0.0, waiting_for: str = "a worker that knows it", **more: Any) -> Settlement:
+def parked(lease: Lease, after: float = 0.0, waiting_for: str = wording.UNKNOWN_JOB % "work", **more: Any) -> Settlement:
     return settlement(lease, Parked(waiting_for, after), **more)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from taskflow.model import wording
 from taskflow.model.clock import microseconds_of
 from taskflow.model.record import Record, Status, timeline
 from taskflow.model.verdict import RunEnding, RunError
@@ -79,8 +80,12 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
              (9, "succeeded")],
         ),
         (
-            {"status": Status.SCHEDULED, "due_at": at(200), "started_at": at(5), "worker": "web:2", "waiting_for": "a worker"},
-            [(0, "sent"), (100, "parked: no worker can run it. It waits for a worker"), (200, "attempt 1 is due")],
+            {"status": Status.SCHEDULED, "due_at": at(200), "started_at": at(5), "worker": "w", "waiting_for": wording.OTHER_CODE % "E"},
+            [(0, "sent"), (100, "parked: no worker can run it. It waits for a worker with other code: E"), (200, "attempt 1 is due")],
+        ),
+        (
+            {"status": Status.SCHEDULED, "waiting_for": wording.waits_for_resume("mail")},
+            [(0, "sent, and ready at once"), (100, "still waits for queue mail, which is paused")],
         ),
         (
             {"status": Status.CANCELLED, "due_at": at(200), "started_at": at(5), "ended_at": at(9), "worker": "web:2"},
@@ -88,7 +93,7 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
         ),
     ],
     ids=["ready", "held", "at a limit", "scheduled", "running", "retry", "again", "failed", "timed out", "cancelled", "succeeded",
-         "parked", "snoozed"],
+         "parked", "in a paused queue", "snoozed"],
 )  # fmt: skip
 def test_a_job_has_a_time_line(fields: dict[str, Any], expected: list[tuple[float, str]]) -> None:
     assert told(**fields) == expected
