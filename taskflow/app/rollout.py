@@ -49,7 +49,7 @@ class Rollout:
         return f"{self._total - self.done.seen:,} of {self._total:,} were not retried"
 
     async def run(self, stage: Sequence[bytes], *, waits: bool = True) -> str | None:
-        """Retry these jobs, and by default wait until they have ended. Return the reason to stop the rollout, or None."""
+        """Retry these jobs, and if `waits` is True, wait until they have ended. Return why the rollout must stop, or None."""
         self.stage = len(stage)
         async with recorded(self._call, "retry", by=self._by, reason=self._reason, which=self._which) as progress:
             problem = await self._retry(stage, progress)
@@ -82,12 +82,12 @@ class Rollout:
         return problem
 
     async def _check(self) -> str | None:
-        """Return a message about the first job that has failed again, or None. Unfinished jobs are checked again after the others."""
+        """Return a message about the first job that failed again, or None. Unfinished jobs are checked again after the others."""
         left, next_ones = list[bytes](), self.watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
             for job_id, record in zip(ids, await self._call(lambda broker, ids=ids: broker.read(ids)), strict=True):  # type: ignore[misc]
-                # The retry has cleared the counters. A job that has failed again may be waiting for its next attempt.
+                # The retry cleared the counters. A job that failed again may be waiting for its next attempt.
                 if record is not None and (record.status is Status.FAILED or record.failures > 0 or record.crashes > 0):
                     error = record.errors[-1] if record.errors else None
                     why = record.reason or (f"{error.type}: {error.message}" if error else "")

@@ -292,7 +292,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
 
 
 def _words(target: Target) -> dict[str, str]:
-    """Describe the target of the action."""
+    """Return what selects the target's jobs, for display: the error of their cause and the view's conditions. Empty if ids do."""
     if target.group:
         return {"cause": target.error or target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)

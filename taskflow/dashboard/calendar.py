@@ -106,7 +106,7 @@ def _row(
 
 
 def _times(times: Timetable, days: Sequence[Day], cells: Sequence[Cell], yours: tzinfo, now: datetime) -> Iterator[tuple[Cell, datetime]]:
-    """Yield the times from now on with the cells of their days. After the first few times of a day, continue with the next day."""
+    """Yield the times from now on, each with its day's cell. If a day has too many times, keep the first and skip to the next day."""
     after = max(now, days[0].start) - MOMENT
     while (at := times.next(after)) is not None and at < days[-1].end:
         if at <= after:

@@ -46,8 +46,8 @@ def merged(measures: Iterable[Measure]) -> Measure:
 
 
 async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
-    """Combine the periods of the last `back` into about 60 buckets of equal length. An empty `queue` or `job` means all. The event loop
-    runs other tasks between two periods: a thread would often keep it waiting for 5 ms, which is how long one may hold the GIL."""
+    """Combine the periods of the last `back` into at most about 60 buckets of equal length. An empty `queue` or `job` means all. The
+    event loop runs other tasks between two periods. A thread would often keep it waiting for 5 ms, as it can hold the GIL that long."""
     longest = max((record.seconds for record in history), default=MINUTE)
     seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
     seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
@@ -71,8 +71,8 @@ async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: 
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
-    """Return the positions, in consecutive periods, at which deploys begin, with the deploys' names. A deploy begins after `MAX_QUIET`
-    periods without a run. It's unknown whether deploys in the first period began there."""
+    """Return each position in these periods at which a deploy begins, with its name: no run of that deploy is in the `MAX_QUIET` periods
+    with runs before it. Deploys in the first period are left out, because they may have begun earlier."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:

@@ -57,14 +57,14 @@ class Access(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not isinstance(self.actor, str) or not self.actor:
-            raise TypeError(f"Access(actor={shown(self.actor)}): expected the name of a person")
+            raise TypeError(f"Access(actor={shown(self.actor)}): expected a user's name, as a str")
 
 
 Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
 class Guard:
-    """Passes a request on only if `authorize` returns an Access for it. Pages find the Access in `scope["taskflow.access"]`."""
+    """Passes on only requests that `authorize` allows, and writes only from the same origin. Sets `scope["taskflow.access"]`."""
 
     def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
         self._app = app
@@ -100,7 +100,7 @@ class Guard:
         except HTTPException as error:
             why, status, others = str(error.detail), error.status_code, dict(error.headers or {})
         except Exception:
-            log.exception("the authorize function of dashboard() has failed")
+            log.exception("the authorize function of dashboard() failed")
             why, status = BROKEN, 500
         if why:
             answer = await message_page(request, why, status)
@@ -111,7 +111,7 @@ class Guard:
             await self._app(scope, receive_again, send_with_headers)
 
     def _refusal(self, request: Request, access: Access | None) -> str:
-        """Return why the request is refused, or an empty string."""
+        """Return why the request is refused, or an empty string if it isn't."""
         if access is None:
             return CLOSED if self._authorize is None else REFUSED
         if request.method in ("GET", "HEAD"):

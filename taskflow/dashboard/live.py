@@ -142,8 +142,8 @@ class Live:
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # nginx must not buffer
 
     def page(self, endpoint: Endpoint) -> Endpoint:
-        """Wrap an endpoint: for a second, identical requests by the script get the same page, or 304 if the browser already has it.
-        Requests that load a whole page are not shared."""
+        """Wrap an endpoint: until the next check of the store, identical requests by the script get the same page, or 304 if the browser
+        already has it. Requests that load a whole page are not shared."""
 
         async def shared(request: Request) -> Response:
             request.scope[LIVE] = True

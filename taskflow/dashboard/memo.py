@@ -1,4 +1,4 @@
-"""Caches slow reads for a while, so that reads of one kind take at most a small share of the time, even in a large store."""
+"""Caches the results of slow reads, so that reads of one kind take only a small share of the time, even from a large store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskflow.app.loop_client import LoopClient
 T = TypeVar("T")
 
 SLOW: Final = 0.02  # seconds: faster reads aren't cached
-TIMES: Final = 20  # a result is cached for this many times as long as the read took
+TIMES: Final = 20  # a result is cached for at least this many times as long as the read took
 MAX_KEPT: Final = 200  # maximum number of cached results
 
 SEEN: Final = "taskflow.seen"  # set in the scope of a script's request to the results of the newest check of the store, by function
@@ -24,8 +24,8 @@ _memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]
 
 
 async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: float = 0.0) -> T:
-    """Return the result of `read`, or a recent result cached under this key. The result of a slow read is cached for at least `keep`
-    seconds, or until `forget` is called."""
+    """Return the result cached under this key, or else call `read`. The result of a slow read is cached for `keep` seconds or longer,
+    unless `forget` is called."""
     memo, clock = _memos.setdefault(default_app().client(), {}), asyncio.get_running_loop().time
     began = clock()
     if key in memo and began < memo[key][0]:
@@ -41,7 +41,7 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
 
 
 async def seen(request: Request, read: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `read`. If the request is for the newest check of the store, and the check has called `read`, reuse that."""
+    """Return the result of `read`. If the request follows a check of the store that called `read`, return the check's result instead."""
     found: dict[Callable[[], Awaitable[Any]], T] = request.scope.get(SEEN, {})
     return found[read] if read in found else await read()
 

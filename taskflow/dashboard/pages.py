@@ -168,7 +168,7 @@ async def jobs(request: Request) -> Response:
 
 
 async def _of_cause(group: str, cursor: str | None) -> Page:
-    """Return a page of the failed jobs of a cause, the newest first."""
+    """Return a page of the jobs that failed for the same cause, newest first."""
     start = whole(cursor, 0, 0, 1_000_000)
     ids = await call(lambda broker: group_ids(broker.admin, View(), group))
     records = await call(lambda broker: broker.read(ids[start : start + JOBS_AT_ONCE]))
@@ -208,7 +208,7 @@ async def job(request: Request) -> Response:
 
 
 async def _pause_of(queue: str) -> ActionRecord | None:
-    """Return the action that paused the queue, if it is among the newest actions."""
+    """Return the action that paused the queue, or None if it is not among the newest actions."""
     found = await call(lambda broker: broker.admin.actions(limit=ACTIONS_AT_ONCE))
     return next((record for record in found if record.action.kind == "pause" and queue in record.action.names), None)
 
@@ -221,7 +221,7 @@ def _applies(action: ActionName, record: Record) -> bool:
 
 
 async def _flow_of(record: Record) -> tuple[list[TreeLine], str]:
-    """Return the tree of the job's flow, and a summary of the flow's jobs by status."""
+    """Return the tree of the job's flow, and a summary of the flow's jobs by status. Both are empty for a job outside a flow."""
     member = record.member
     if member is None:
         return [], ""
@@ -326,7 +326,7 @@ async def queue(request: Request) -> Response:
 
 
 async def _last_day(queue: str) -> dict[str, Any]:
-    """Add up a queue's measures by job. Draw its waits and run times, before and since the newest deploy if it has begun in this time."""
+    """Add up a queue's measures by job, and draw its waits and run times, separately before and since the newest deploy of this time."""
     by_job, periods = Measures(), list[Measure]()
     for each in await history_of(timedelta(days=1), queue):
         await asyncio.sleep(0)  # see `charts.buckets`

@@ -46,12 +46,12 @@ SAID: Final = {
     "resume": "The pause has ended.",
     "trigger": "The schedule has sent this job.",
 }
-"""For each value of `said=` in a URL, the text with which the page reports what an action has done."""
+"""For each value of `said=` in a URL, the text with which the page reports what an action did."""
 
 SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs other tasks
 
 _turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
-"""Pages of an event loop are rendered one after the other. Otherwise, the loop's other tasks would wait for a slice of each page."""
+"""The pages of an event loop are rendered one at a time. Otherwise, the loop's other tasks would wait for a slice of each page."""
 
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
@@ -87,12 +87,12 @@ def as_json(value: object) -> str:
 
 
 def digest(name: str) -> str:
-    """Return an id for the row with this name, by which a script finds the same row in the next version of a page."""
+    """Return an id for the row with this name, by which a script finds that row in the next version of the page."""
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def path_of(kind: str, name: str) -> str:
-    """Return the path of a queue or a job. Browsers remove segments of dots, so a queue with such a name gets its job list's path."""
+    """Return the path of a queue or a job. Browsers drop the segments "." and "..", so queues with these names link to their job list."""
     return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""Parses the selection in a URL or a form: jobs by ids, by filters or by the cause of their failure."""
+"""Parses forms, and the filters by which a form or a URL selects jobs."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
 from taskflow.dashboard.selection import MAX_FORM, whole
 
-GIVEN: Final = "taskflow.given"  # set in the scope to what `authorize` has returned or raised in the host's thread
+GIVEN: Final = "taskflow.given"  # set in the scope to what `authorize` returned or raised in the host's thread
 
 
 def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
     """Return the dashboard of this application's broker, as a WSGI application.
 
     Mount it below a prefix with ``DispatcherMiddleware`` of Werkzeug, or as your framework does. Pages and actions are those of
-    `dashboard`. Pages poll for changes every two seconds, because a stream of changes would occupy a thread of the server.
+    `dashboard`. Pages poll for changes every two seconds, because a stream of changes would occupy a server thread.
 
     `authorize`  as in `dashboard`. A plain function is called in the thread of the request. The WSGI environment is
                  ``request.scope["wsgi.environ"]``
@@ -96,7 +96,7 @@ def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
 
 
 def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str, str], **others: Any) -> Scope:
-    """Return the scope of a request for a full path, which begins with `root`."""
+    """Return the ASGI scope of a request. `path` is its full path, which begins with `root`."""
     return {
         "type": "http",
         "http_version": "1.1",

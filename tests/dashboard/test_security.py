@@ -131,7 +131,7 @@ async def test_authorize_may_raise_an_answer(memory: World) -> None:
 
 @pytest.mark.parametrize("actor", ["", None, 7])
 def test_an_access_names_a_person(actor: Any) -> None:
-    with pytest.raises(TypeError, match="expected the name of a person"):
+    with pytest.raises(TypeError, match="expected a user's name, as a str"):
         Access(actor)
 
 
