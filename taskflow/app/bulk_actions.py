@@ -213,6 +213,17 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
     return [_answer(action, *each) for each in zip(found, records, strict=True)]
 
 
+async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> AsyncIterator[list[str]]:
+    """Act on jobs by id, in portions. Yield the answers so far after each, and once more if a later portion has changed earlier jobs."""
+    answers = list[str]()
+    for first in range(0, len(ids), PAGE):
+        answers += await apply(call, action, ids[first : first + PAGE])
+        yield answers
+    felled = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
+    if restored := await _restored(call, felled):
+        yield [CHANGED if job_id in restored else answer for job_id, answer in zip(ids, answers, strict=True)]
+
+
 def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
     """Return the answer for a job that had this status when it was purged, cancelled or run now. `record` is needed for run-now."""
     if status is None:
@@ -295,19 +306,19 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
         felled += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
         done += ActionResult.of(answers)
         yield done
-    if restored := await count_restored(call, felled):
+    if restored := len(await _restored(call, felled)):
         left = len(felled) - restored
         refused = {why: number for why, number in (done.refused | {FELLED: left}).items() if number}
         yield msgspec.structs.replace(done, changed=done.changed + restored, refused=refused)
 
 
-async def count_restored(call: CallBroker, felled: Sequence[bytes]) -> int:
-    """Return how many of these jobs are no longer cancelled. Retrying them had no effect while another job of their flow had failed, but a
-    later batch of the action may have retried that job, which restores them."""
-    restored = 0
+async def _restored(call: CallBroker, felled: Sequence[bytes]) -> set[bytes]:
+    """Return those of these jobs that are no longer cancelled. Retrying them had no effect while another job of their flow had failed, but
+    a later batch of the action may have retried that job, which restores them."""
+    restored = set[bytes]()
     for first in range(0, len(felled), PAGE):
         records = await call(lambda broker, first=first: broker.read(felled[first : first + PAGE]))  # type: ignore[misc]
-        restored += sum(record is not None and record.status is not Status.CANCELLED for record in records)
+        restored.update(record.id for record in records if record is not None and record.status is not Status.CANCELLED)
     return restored
 
 
@@ -397,8 +408,8 @@ async def perform(
     result = ActionResult()
     target: dict[str, Any] = {"names": [*map(id_text, ids)]} if ids else {"which": selection(view)}
     async with recorded(call, action, by=by, reason=reason, **target) as doing:
-        for first in range(0, len(ids), PAGE):
-            result += ActionResult.of(await apply(call, action, ids[first : first + PAGE]))
+        async for answers in apply_in_portions(call, action, ids):
+            result = ActionResult.of(answers)
             doing.affected = result.affected
             yield result
         if not ids:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
-from taskflow.app.bulk_actions import CHANGED, FELLED, apply, count_restored
+from taskflow.app.bulk_actions import CHANGED, apply_in_portions
 from taskflow.app.flow_plan import Plan
 from taskflow.app.flow_tree import flow_records, to_retry
 from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
@@ -20,7 +20,7 @@ from taskflow.model.record import Status
 R_co = TypeVar("R_co", covariant=True)
 
 AT_ONCE: Final = 500
-"""The maximum number of jobs that a flow's handle waits for, or retries, at once."""
+"""The maximum number of jobs that a flow's handle waits for at once."""
 
 
 class FlowHandle(Generic[R_co]):
@@ -123,10 +123,9 @@ class SentFlow:
         succeeded don't run again. Return the number of retried jobs."""
         call = self._app.client().call_on_flow
         ids, answers = to_retry(await flow_records(call, self._id)), list[str]()
-        for begin in range(0, len(ids), AT_ONCE):
-            answers += await apply(call, "retry", ids[begin : begin + AT_ONCE])
-        felled = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
-        return answers.count(CHANGED) + await count_restored(call, felled)
+        async for answers_so_far in apply_in_portions(call, "retry", ids):
+            answers = answers_so_far
+        return answers.count(CHANGED)
 
     def __repr__(self) -> str:
         return f"<SentFlow {self.id}>"

@@ -98,10 +98,15 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
         answers = [bulk_actions.foresee(action, record, by_id=True) for record in await broker.read(ids)]
         report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
     else:
-        async with recorded(CallBrokerOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as progress:
-            answers = await bulk_actions.apply(CallBrokerOnce(broker), action, ids)
-            report.add(done := ActionResult.of(answers))
-            progress.affected = done.affected
+        call, answers = CallBrokerOnce(broker), list[str]()
+        is_large = len(ids) > bulk_actions.PAGE  # the jobs of a flow
+        bar = Bar(len(ids)) if is_large and not arguments.json else None
+        with _showing_progress(report, bar) if is_large else contextlib.nullcontext(lambda _: None) as show_done:
+            async with recorded(call, action, names=[*map(id_text, ids)], **operator(arguments)) as progress:
+                async for answers in bulk_actions.apply_in_portions(call, action, ids):
+                    report.add(done := ActionResult.of(answers))
+                    progress.affected = done.affected
+                    show_done(len(answers))
         for job_id, answer in zip(ids, answers, strict=True):
             if answer not in (CHANGED, ASKED):
                 holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
@@ -160,19 +165,26 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
         return Exit.OK
     if action in ("cancel", "purge") and not confirmed(f"{action} {total:,} jobs?", arguments):
         return Exit.FAILED
-    bar = None if arguments.json else Bar(total)
-    with (
-        _explaining_interrupts(lambda: f"{PAST[action]} {report.changed + report.asked:,} of {total:,} or a few more"),
-        contextlib.closing(bar) if bar is not None else contextlib.nullcontext(),
-    ):
+    with _showing_progress(report, None if arguments.json else Bar(total)) as show_done:
         async with recorded(call, action, which=selection(view), **operator(arguments)) as progress:
             async for done in bulk_actions.act(call, action, view):
                 report.add(done)
                 progress.affected = done.affected
-                if bar is not None:
-                    bar.show(min(total, done.seen))
+                show_done(min(total, done.seen))
     report.print_done(arguments)
     return Exit.FAILED if Redone.KEY_TAKEN.value in report.refused else Exit.OK
+
+
+@contextlib.contextmanager
+def _showing_progress(report: Report, bar: Bar | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many jobs are done."""
+    action, total = PAST[report.action], report.matching
+    with _explaining_interrupts(lambda: f"{action} {report.changed + report.asked:,} of {total:,} or a few more"):
+        try:
+            yield (lambda _: None) if bar is None else bar.show
+        finally:
+            if bar is not None:
+                bar.close()
 
 
 @contextlib.contextmanager

@@ -155,8 +155,11 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     assert "leave out --queue, or --flow" in cli("cancel", *flow, "--queue", "mail", code=2).err
 
 
+@pytest.mark.parametrize("which", [("--all",), ("--flow", id_text(FLOW))])
 @pytest.mark.parametrize("page", [2, 500])
-def test_jobs_of_one_flow_that_are_retried_in_portions(cli: Cli, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+def test_jobs_of_one_flow_that_are_retried_in_portions(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, page: int, which: tuple[str, ...]
+) -> None:
     """The failures of the later portions cancel the first ones again, until they're retried too. Only the end counts."""
     monkeypatch.setattr("taskflow.app.bulk_actions.PAGE", page)
     flow = a_flow(5)
@@ -168,10 +171,16 @@ def test_jobs_of_one_flow_that_are_retried_in_portions(cli: Cli, monkeypatch: py
         await broker.settle([failed(lease) for lease in await broker.claim(session.id, 1, (), 10)])
 
     cli.with_broker(send)
-    assert cli.json("retry", "--all")["changed"] == 5
+    assert cli.json("retry", *which)["changed"] == 5
     assert Counter(job["status"] for job in cli.json("flows", id_text(FLOW))[0]["jobs"]) == {"ready": 5, "held": 1}
     [act] = cli.json("audit")
     assert act["affected"] == 5
+
+
+def test_the_retry_of_a_large_flow_shows_its_progress(cli: Cli, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskflow.app.bulk_actions.PAGE", 2)
+    cli("cancel", "--flow", ids[3])
+    assert cli("retry", "--flow", ids[3]).out.splitlines() == ["2 of 3 done", "3 of 3 done", "retried 3"]
 
 
 def record(number: int, status: Status, joins: tuple[int, ...] = ()) -> Record:
