@@ -77,7 +77,7 @@ def view_of(method: str, which: JobSelection) -> View:
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return the statuses, sorted. They may be given by name, in upper or lower case. Raises TypeError or ValueError for anything else."""
+    """Return the given statuses, sorted; none for None. Names may be in any case. Raises TypeError or ValueError for anything else."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
@@ -387,7 +387,7 @@ async def recorded(
 
 async def amend_jobs(call: CallBroker, kind: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
     """Pause or resume jobs, record the action in the audit log, and return the names of the jobs that changed. `resume` releases the calls
-    that a pause parked, in batches, even if the pause had already ended."""
+    that a pause held back, in batches, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
     changing = [name for name in names if (name in paused) != (kind == "pause")]
     async with recorded(call, f"jobs.{kind}", by=by, reason=reason, names=changing) as doing:

@@ -67,7 +67,7 @@ class DeclaredKey:
             raise ValueError(f"{self._of_job()}: {error}") from None
 
     def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
-        """Return the text of a field, and whether it is secret."""
+        """Return the text of a field, and True if it is secret. Raises TypeError or ValueError if the value cannot be part of a key."""
         is_secret = not field.names.isdisjoint(self._codec.secrets) or any(map(has_secret_name, field.names))
         try:
             value = field.value_in(args, kwargs, self._codec)

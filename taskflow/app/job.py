@@ -298,7 +298,7 @@ async def send(name: str, /, *args: Any, **arguments: Any) -> JobHandle[Any]:
     """Send a job by its name: ``await send("app.tasks.charge", order_id=7)``. It is a shortcut for ``named(name).delay(...)``.
 
     If this process has declared the job, its arguments are checked, and may be positional too. Otherwise they must be given by name,
-    and the worker checks them: a job whose name or arguments it does not know is parked. Raises the same errors as `delay`.
+    and the worker checks them. It parks a job whose name or arguments it doesn't know, to try it later. Raises the same errors as `delay`.
     """
     return await named(name).delay(*args, **arguments)
 

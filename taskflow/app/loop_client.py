@@ -216,7 +216,7 @@ class LoopClient:
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 
     async def call(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
-        """Call an operation, and repeat the call until the store answers. The operation must be safe to repeat."""
+        """Call an operation that is safe to repeat, again and again until the store answers. Raises BrokerUnavailable after the timeout."""
         return await retry_within(lambda: operation(self.broker), self._timeout)
 
     async def call_on_flow(self, operation: Callable[[Broker], Awaitable[T]]) -> T:

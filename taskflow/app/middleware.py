@@ -230,7 +230,7 @@ async def _call_layer(layer: Middleware, inner: RunNext, context: JobContext) ->
 
 
 async def _observe(layer: Telemetry, inner: RunNext, context: JobContext) -> Verdict:
-    """Run a job within telemetry, whose errors are logged and change no verdict."""
+    """Run a job within telemetry. Telemetry's own errors are logged, and change no verdict."""
     verdict, error = None, None
 
     async def call_next(context: JobContext) -> Verdict:

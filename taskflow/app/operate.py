@@ -295,7 +295,7 @@ class Operate:
     async def resume(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """End a pause. Calls that it parked become ready again, in their old places."""
+        """End a pause. Calls that it held back become ready again, in their old places."""
         await self._amend("resume", queue, job, by, reason)
 
     async def paused_jobs(self) -> list[str]:

@@ -384,7 +384,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def _instant(value: object) -> int:
-    """Convert an aware datetime to microseconds since 1970. Times before 1970 become 0, which every store can hold."""
+    """Convert an aware datetime to microseconds since 1970, 0 if it's earlier. Raises TypeError or ValueError for any other value."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:

@@ -292,7 +292,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
 
 
 def _words(target: Target) -> dict[str, str]:
-    """Return what selects the target's jobs, for display: the error of their cause and the view's conditions. Empty if ids do."""
+    """Return the conditions that select the target's jobs, for display: their cause and those of the view. Empty for jobs given by id."""
     if target.group:
         return {"cause": target.error or target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)

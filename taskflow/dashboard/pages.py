@@ -326,7 +326,7 @@ async def queue(request: Request) -> Response:
 
 
 async def _last_day(queue: str) -> dict[str, Any]:
-    """Add up a queue's measures by job, and draw its waits and run times, separately before and since the newest deploy of this time."""
+    """Add up a queue's measures by job, and draw its waits and run times. If a deploy began, draw those before and since it separately."""
     by_job, periods = Measures(), list[Measure]()
     for each in await history_of(timedelta(days=1), queue):
         await asyncio.sleep(0)  # see `charts.buckets`
@@ -383,7 +383,7 @@ async def chart_page(request: Request) -> Response:
     hours = whole(request.query_params.get("hours"), 1, 1, 720)
     filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
 
-    # A point in a 30-day chart covers half a day.
+    # A point in a 30-day chart covers half a day, so the chart may be minutes old.
     keep = min(300.0, 15.0 * hours)
     values = await remembered(("charts", hours, *filters.values()), lambda: _drawn(hours, **filters), keep=keep)
     return await render(request, "charts.html", "Charts", hours=hours, spans=SPANS, filters=filters, **values)

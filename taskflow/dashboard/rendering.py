@@ -34,7 +34,7 @@ VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
 LIVE: Final = "taskflow.is_live"  # set in the scope of a request for a page that a script keeps up to date
-PLACES: Final = {"": "overview", "queues": "overview", "act": "jobs"}  # the entry of the menu, where the path doesn't begin with its name
+PLACES: Final = {"": "overview", "queues": "overview", "act": "jobs"}  # menu entries of paths that don't begin with the entry's name
 
 SAID: Final = {
     "none": "Nothing was done: select jobs first.",

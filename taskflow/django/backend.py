@@ -199,7 +199,7 @@ def apply_settings() -> None:
 
 
 def _difference(url: str, connection: Any) -> str | None:
-    """Describe a database, without connecting, if it isn't the one in the broker's URL; otherwise return None."""
+    """Describe the connection's database if it isn't the one in the broker's URL. Return None if it is, or if only the server knows."""
     parts, alias = urlsplit(url), connection.settings_dict
     scheme = "postgresql" if parts.scheme == "postgres" else parts.scheme
     name, its_name = unquote(parts.path.removeprefix("/")), str(alias["NAME"] or "")

@@ -111,7 +111,7 @@ def _succeed(result: Any, value: Any) -> Any:
 
 
 def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
-    """If the error ends the task as FAILED, record it in the result, and return True. Otherwise the task is retried or the run stopped."""
+    """Record an error that ends the task as FAILED, and return True. Return False if the task is retried or its run was stopped."""
     policy = job_of(result.task).policy
     if isinstance(error, Snooze | asyncio.CancelledError) or context.cancelled.is_set():
         return False
@@ -130,7 +130,7 @@ def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
 
 
 def new_result(task: Any, job_id: str, args: list[Any], kwargs: dict[str, Any], *, status: str = "READY", **fields: Any) -> Any:
-    """Return a TaskResult. Without further `fields`, it describes a task that has just been sent; the time of sending is in its id."""
+    """Return a TaskResult. Without further `fields`, it describes a task that was just sent, at the time that `job_id` contains."""
     sent_at = _local(datetime.fromtimestamp((UUID(job_id).int >> 80) / 1_000, UTC))
     empty: dict[str, Any] = {
         "enqueued_at": sent_at,
