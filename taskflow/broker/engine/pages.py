@@ -19,9 +19,6 @@ from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 AT_ONCE: Final = 200
 """How many jobs are read in one round trip."""
 
-HEADS: Final = 50
-"""How many positions of each queue are read at once, to merge the ended jobs of all queues by the time of their end."""
-
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List up to `limit` jobs that match a view, in the order of their positions, after examining at most `most` jobs."""
@@ -132,7 +129,7 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))
-    at_once = min(HEADS, 2 + 2 * limit // max(1, len(names)))
+    at_once = min(limit + 1, 2 + 2 * limit // max(1, len(names)))  # of each queue
     heads = yield from _heads(status, dict.fromkeys(names, behind), at_once)
     have_more = {name for name, queue in heads.items() if len(queue) == at_once}
     merged, entries = [(_order(status, queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
@@ -142,8 +139,8 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
         entry = heads[name].popleft()
         entries.append(entry)
         if not heads[name] and name in have_more:
-            heads |= yield from _heads(status, {name: entry.position[-2:]})
-            if len(heads[name]) < HEADS:
+            heads |= yield from _heads(status, {name: entry.position[-2:]}, at_once)
+            if len(heads[name]) < at_once:
                 have_more.discard(name)
         if heads[name]:
             heapq.heappush(merged, (_order(status, heads[name][0]), name))
@@ -153,7 +150,7 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     return [entry for entry in found if entry.record is not None], seen, len(entries) > limit
 
 
-def _heads(status: Status, behind: dict[str, Position | None], limit: int = HEADS) -> Operation[dict[str, deque[Entry]]]:
+def _heads(status: Status, behind: dict[str, Position | None], limit: int) -> Operation[dict[str, deque[Entry]]]:
     """Return the next entries of each queue. `behind` maps a queue to the position after which its entries begin, or to None."""
     scans = list[Scan]()
     for name, after in behind.items():
