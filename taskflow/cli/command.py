@@ -50,7 +50,7 @@ def with_store(work: Work, arguments: argparse.Namespace) -> int:
 
 
 async def existing_broker(app: App) -> Broker:
-    """Return the broker. Raises BrokerRefused if its file, schema or tables do not exist, because this command must not create them."""
+    """Return the broker. If its file, schema or tables do not exist, raises BrokerRefused instead of creating them."""
     broker = app.broker()  # raises for a wrong URL
     if (file := _missing_file(urlsplit(app.broker_url()))) is not None:
         raise BrokerRefused(f"{file} {_MISSING}")

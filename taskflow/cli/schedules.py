@@ -226,7 +226,7 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all if there are none. An invalid name, which only other programs store, requires all."""
+    """Return the schedules with these names, or all without names. To find an invalid name, stored by another program, read them all."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]

@@ -123,7 +123,7 @@ def print_json(value: Any) -> None:
 
 
 def only(value: object, *names: str) -> dict[str, Any]:
-    """Return a dict of the attributes with these names."""
+    """Return a dict of the value's attributes with these names."""
     return {name: getattr(value, name) for name in names}
 
 

@@ -17,7 +17,7 @@ _HEADERS = ("sentry-trace", "baggage")
 
 
 class Sentry(Telemetry):
-    """Reports the errors of jobs, and for each run a transaction in the sender's trace, if `sentry_sdk.init` has been called.
+    """Reports job errors, and each run as a transaction in the sender's trace, if `sentry_sdk.init` has been called.
 
     Each run has a scope with the tags ``taskflow.job``, ``taskflow.queue`` and ``taskflow.job_id``. Arguments are not sent.
     The worker's log lines create no events, because they would repeat these errors.

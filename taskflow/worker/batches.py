@@ -62,7 +62,7 @@ class Batches:
             self._begin(group)
 
     async def outcome(self, run: HeldLease, job: AnyJob, function: Callable[..., Any], item: Any) -> Any:
-        """Add a run to its job's batch. Return the run's outcome, or raise its error. The batch calls the `function` of its first run."""
+        """Add a run to its job's batch. Return the run's outcome, or raise its error. The first run's `function` is called."""
         assert job.batch is not None
         loop = asyncio.get_running_loop()
         group = self._gathering.get(job)
@@ -97,7 +97,7 @@ class Batches:
                 group.timer.cancel()
 
     def _begin(self, group: _Group) -> None:
-        """Start the call, and the time limits of its runs. Runs that expired while waiting are left out, with CancelledBeforeStart."""
+        """Start the call, and the time limits of its runs. Runs that expired while waiting get CancelledBeforeStart instead."""
         if self._gathering.get(group.job) is group:
             del self._gathering[group.job]
         if group.timer is not None:

@@ -311,7 +311,7 @@ class Executor:
         return verdict
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
-        """Return a function that calls the job's function inside its context managers, or None if there are none."""
+        """Return a function that calls the job's function inside the job's context managers, or None if it has none."""
         # read here, not in `__post_init__`: a child process imports the application after it has created its executor
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
         if self.app.is_in_child:
@@ -405,7 +405,7 @@ class Executor:
         return verdict
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Return the verdict for an error. Snooze, Discard and Cancel come first, then why the run was stopped, Retry, and the policy."""
+        """Return the verdict for an error. Snooze, Discard and Cancel come first, then the reason to stop, Retry, and the policy."""
         match error:
             case CancelledBeforeStart():
                 return _not_begun(holding)

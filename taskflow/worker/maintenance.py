@@ -64,7 +64,7 @@ MIN_INTERVAL: Final = 0.005
 
 
 class _Step(NamedTuple):
-    """A firing, and by how many seconds it was late when the schedule was offered."""
+    """A firing, and how many seconds late it was when the schedule was offered."""
 
     firing: Firing
     lag: float

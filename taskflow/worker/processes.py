@@ -120,7 +120,7 @@ class Processes:
         return list(self._sockets)
 
     def wait(self, timeout: float) -> None:
-        """Wait for a report, the end of a process or a signal, for at most `timeout` seconds. Then repeat reports of deaths if due."""
+        """Wait for a report, the end of a process or a signal, for at most `timeout` seconds. Also repeat reports of deaths when due."""
         self._selector.select(timeout)
         now = time.monotonic()
         self._out_of_memory.check(now)

@@ -37,7 +37,7 @@ class RolledBack(TaskflowError):
 def failure_of(
     error: BaseException, attempt: int, function: Callable[..., Any] | None = None, ending: RunEnding = RunEnding.FAILED
 ) -> RunError:
-    """Describe `error` for the record. The traceback begins in `function`, if given and on the stack. Our codec's errors have none."""
+    """Describe `error` for the store. The traceback begins in `function`, if given and on the stack. The codec's own errors have none."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt, ending=ending)

@@ -147,7 +147,7 @@ class RollingRestart:
 
 
 class ProcessControl(Protocol):
-    """The part of `Processes` that a supervisor needs, so that it can be tested without processes."""
+    """The part of `Processes` that a supervisor needs, so that supervisors can be tested without processes."""
 
     def start(self, slot: int) -> int: ...
     def signal(self, pid: int, number: int) -> None: ...

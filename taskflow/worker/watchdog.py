@@ -66,7 +66,7 @@ def shown(lines: list[Line]) -> str:
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """Return the run whose code the event loop is executing, in the run's own task or in a task that it started, or None."""
+    """Return the run whose code the event loop is executing, in its own task or one that it started. None if there is none."""
     task = asyncio.current_task(loop)
     if task is None:
         return None
@@ -221,7 +221,7 @@ class Watchdog:
             self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, stacks)))
 
     def _lease_on_loop(self) -> Lease | None:
-        """Return the lease of the job whose code the loop's thread is executing. Plain functions run in other threads."""
+        """Return the lease of the job whose code the loop's thread is executing, or None. Plain functions run in other threads."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
@@ -240,7 +240,7 @@ class Watchdog:
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """Read the monotonic clock and the threads' CPU clocks, again if another thread held the interpreter lock in between."""
+    """Read the monotonic clock and the threads' CPU clocks. If another thread held the interpreter lock in between, read them again."""
     while True:
         begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
         if now - begun_at < CHECK_INTERVAL:

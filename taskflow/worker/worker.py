@@ -103,7 +103,7 @@ class Drain:
         return [queue for queue in await self._broker.admin.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueInfo) -> Counter[str]:
-        """Return, for each job name, how many of the queue's scheduled jobs this worker cannot run, among the first `MAX_SEARCHED`."""
+        """Count, by job name, the jobs that this worker cannot run, among the queue's first `MAX_SEARCHED` scheduled jobs."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))

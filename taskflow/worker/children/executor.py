@@ -93,7 +93,7 @@ class MainThreadCalls:
         self._waiting.put(None)
 
     def _interrupt(self, call: _Call, pause: float) -> None:
-        """Send the signal until it takes effect, or the call has ended."""
+        """Send the signal again and again until it takes effect or the call ends."""
         if call.asked and not call.outcome.done() and self._main_thread is not None:
             signal.pthread_kill(self._main_thread, STOP_SIGNAL)
             call.loop.call_later(pause, self._interrupt, call, min(2 * pause, _MAX_PAUSE))

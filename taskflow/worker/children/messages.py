@@ -83,11 +83,11 @@ class Reported(Message, frozen=True):
 
 
 class Completing(Message, frozen=True):
-    """Reports that the run is about to be completed in a transaction, so its lease may end before the run does."""
+    """Announces that a transaction will complete the run, so its lease may end before the run does."""
 
 
 class Finished(Message, frozen=True):
-    """The verdict of the run. `memory` is in bytes. The child is used again only if its imports and lifespan are intact (`is_whole`)."""
+    """Reports the run's verdict. `memory` is in bytes. The child is used again only if its imports and lifespan are intact (`is_whole`)."""
 
     verdict: Verdict
     memory: int

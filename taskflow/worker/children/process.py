@@ -254,7 +254,7 @@ class Child(asyncio.Protocol):
         self._loop.call_later(self._spec.options.exit_within, self.kill)
 
     def kill(self) -> None:
-        """Kill the child and the processes that it has started. It is gone once `ended` is set."""
+        """Kill the child and the processes that it has started. The child is gone once `ended` is set."""
         self.is_spent = True
         if not self.ended.done():
             self._kill_group()
