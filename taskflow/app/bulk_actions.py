@@ -137,7 +137,7 @@ POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
 """The statuses that each action can act on."""
 
 CHANGED, ASKED, UNKNOWN = "changed", "asked to stop", "it is unknown or no longer kept"
-FELLED: Final = Redone.FELLED.value
+CANCELLED_AGAIN: Final = Redone.CANCELLED_AGAIN.value
 
 
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,8 +219,8 @@ async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[
     for first in range(0, len(ids), PAGE):
         answers += await apply(call, action, ids[first : first + PAGE])
         yield answers
-    felled = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
-    if restored := await _restored(call, felled):
+    cancelled_again = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == CANCELLED_AGAIN]
+    if restored := await _restored(call, cancelled_again):
         yield [CHANGED if job_id in restored else answer for job_id, answer in zip(ids, answers, strict=True)]
 
 
@@ -297,27 +297,27 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
             done += ActionResult(changed=dropped)
             yield done
         return
-    acted, felled = set[bytes](), list[bytes]()
+    acted, cancelled_again = set[bytes](), list[bytes]()
     async for records in pages(call, view):
         ids = [record.id for record in records if record.id not in acted]
         if action == "run-now":
             acted.update(ids)  # a job that ran in the meantime, and was scheduled again, is on a later page too
         answers = await apply(call, action, ids) if ids else []
-        felled += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
+        cancelled_again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == CANCELLED_AGAIN]
         done += ActionResult.of(answers)
         yield done
-    if restored := len(await _restored(call, felled)):
-        left = len(felled) - restored
-        refused = {why: number for why, number in (done.refused | {FELLED: left}).items() if number}
+    if restored := len(await _restored(call, cancelled_again)):
+        left = len(cancelled_again) - restored
+        refused = {why: number for why, number in (done.refused | {CANCELLED_AGAIN: left}).items() if number}
         yield msgspec.structs.replace(done, changed=done.changed + restored, refused=refused)
 
 
-async def _restored(call: CallBroker, felled: Sequence[bytes]) -> set[bytes]:
+async def _restored(call: CallBroker, cancelled_again: Sequence[bytes]) -> set[bytes]:
     """Return those of these jobs that are no longer cancelled. Retrying them had no effect while another job of their flow had failed, but
     a later batch of the action may have retried that job, which restores them."""
     restored = set[bytes]()
-    for first in range(0, len(felled), PAGE):
-        records = await call(lambda broker, first=first: broker.read(felled[first : first + PAGE]))  # type: ignore[misc]
+    for first in range(0, len(cancelled_again), PAGE):
+        records = await call(lambda broker, first=first: broker.read(cancelled_again[first : first + PAGE]))  # type: ignore[misc]
         restored.update(record.id for record in records if record is not None and record.status is not Status.CANCELLED)
     return restored
 

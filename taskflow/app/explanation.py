@@ -109,8 +109,8 @@ async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
         if len(live) >= record.awaits:  # the job collects failures, or no job has failed
             return OwnFacts(awaited=live)
         return OwnFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
-    if record.status is Status.CANCELLED and record.felled_by is not None:
-        [cause] = await broker.read([record.felled_by])
+    if record.status is Status.CANCELLED and record.cancelled_by is not None:
+        [cause] = await broker.read([record.cancelled_by])
         return OwnFacts(cause=cause)
     return OwnFacts()
 
@@ -156,10 +156,10 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
         jobs = f"{record.awaits:,} jobs of its flow" if record.awaits > 1 else "a job of its flow"
         such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
         yield Reason(f"it waits for {jobs}{such_as}", f"{show} shows them all")
-    elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
+    elif record.status is Status.CANCELLED and record.cancelled_by == record.member.flow:
         yield Reason("its flow was cancelled", f"{again} still runs the jobs that have not succeeded")
-    elif record.status is Status.CANCELLED and record.felled_by is not None:
-        restores = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
+    elif record.status is Status.CANCELLED and record.cancelled_by is not None:
+        restores = f"`taskflow retry {id_text(record.cancelled_by)}` runs that job again, and restores this one"
         error = None if flow.cause is None else flow.cause.last_error
         why = "" if flow.cause is None else f": {flow.cause.job}{'' if error is None else f': {error.type}: {error.message}'}"
         yield Reason(f"{record.reason}{why}", restores)

@@ -63,7 +63,7 @@ def to_retry(records: Sequence[Record]) -> list[bytes]:
         record.id
         for record in records
         if record.status in (Status.FAILED, Status.CANCELLED)
-        and (record.felled_by is None or (record.member is not None and record.felled_by == record.member.flow))
+        and (record.cancelled_by is None or (record.member is not None and record.cancelled_by == record.member.flow))
     ]
 
 
@@ -115,7 +115,7 @@ def flow_json(flow: bytes, records: Sequence[Record]) -> dict[str, Any]:
             "id": id_text(record.id),
             **{name: getattr(record, name) for name in ("status", "job", "queue", "awaits", "reason")},
             "waits_for": before[record.id],
-            "cancelled_by": None if record.felled_by is None else id_text(record.felled_by),
+            "cancelled_by": None if record.cancelled_by is None else id_text(record.cancelled_by),
         }
         for number, record in zip(numbers, records, strict=True)
     ]

@@ -134,7 +134,7 @@ class JobHandle(Generic[R_co]):
         """If another job of the flow caused this job to be cancelled, return that job's error, otherwise the given error."""
         client = self._app.client()
         record = await client.read(self._id)
-        found = None if record is None or record.felled_by is None else await client.read(record.felled_by)
+        found = None if record is None or record.cancelled_by is None else await client.read(record.cancelled_by)
         if found is not None and found.status in (Status.FAILED, Status.CANCELLED):
             try:
                 JobHandle[Any](self._app, found.id, self._app.registry.get(found.job))._outcome(found)

@@ -44,7 +44,7 @@ def _why(record: Record) -> str:
 # Fields of a record that its JSON shows in another form, or not at all.
 _APART: Final = {
     *("id", "on_failure", "payload", "result", "errors", "progress"),
-    *("unreadable", "secrets", "key_text", "headers", "behind", "cause", "member", "joins", "felled_by", "fair"),
+    *("unreadable", "secrets", "key_text", "headers", "behind", "cause", "member", "joins", "cancelled_by", "fair"),
 }
 _ALIKE: Final = tuple(name for name in Record.__struct_fields__ if name not in _APART)
 

@@ -229,11 +229,11 @@ class Registry:
 
     def add(self, job: AnyJob) -> None:
         for name in (job.name, *job.aliases):
-            standing = self._jobs.get(name)
-            if standing is not None and _owner(standing) != _owner(job):
-                both = f"{location(standing.function)} and {location(job.function)}"
+            other = self._jobs.get(name)
+            if other is not None and _owner(other) != _owner(job):
+                both = f"{location(other.function)} and {location(job.function)}"
                 raise DeclarationError(f"two jobs are called {name!r}: {both}; give one of them another name=")
-        for name in [name for name, standing in self._jobs.items() if standing.name == job.name and _owner(standing) == _owner(job)]:
+        for name in [name for name, other in self._jobs.items() if other.name == job.name and _owner(other) == _owner(job)]:
             del self._jobs[name]
         for name in (job.name, *job.aliases):
             self._jobs[name] = job

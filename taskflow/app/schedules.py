@@ -168,9 +168,9 @@ class Schedules:
             [answer] = await app.client().call(lambda broker: broker.fire([firing]))
             if answer is None:
                 raise _unknown(name)
-            is_new = isinstance(answer, Added) or answer.standing == answer.id  # a repeated call finds its own job
+            is_new = isinstance(answer, Added) or answer.existing == answer.id  # a repeated call finds its own job
             doing.affected = int(is_new)
-        job_id = answer.id if isinstance(answer, Added) else answer.standing
+        job_id = answer.id if isinstance(answer, Added) else answer.existing
         return JobHandle(app, job_id, app.registry.get(plan.template.job), is_new=is_new)
 
     async def backfill(
@@ -283,7 +283,7 @@ def check_backfill(name: str, plan: SchedulePlan, times: int) -> None:
 def _handles(app: App, plan: SchedulePlan, answers: Sequence[Added | Refused]) -> list[JobHandle[Any]]:
     job = app.registry.get(plan.template.job)
     return [
-        JobHandle(app, answer.id, job) if isinstance(answer, Added) else JobHandle(app, answer.standing, job, is_new=False)
+        JobHandle(app, answer.id, job) if isinstance(answer, Added) else JobHandle(app, answer.existing, job, is_new=False)
         for answer in answers
     ]
 

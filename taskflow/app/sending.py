@@ -350,7 +350,7 @@ def _outcome(app: App, call: BareCall[R], answer: _Answer, within: _Within | Non
         return answer
     if answer.because == "clash":
         return TaskflowError(f"{call!r} was not sent: the store has another job with its id; make the call again, which gives it a new id")
-    return JobHandle(app, answer.standing, call.job_type, is_new=answer.standing == answer.id, origin=origin)
+    return JobHandle(app, answer.existing, call.job_type, is_new=answer.existing == answer.id, origin=origin)
 
 
 def _tell(app: App, calls: Sequence[BareCall[Any]], outcomes: Sequence[JobHandle[Any] | BaseException]) -> None:

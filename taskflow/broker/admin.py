@@ -118,7 +118,7 @@ class Redone(Enum):
     LIVE = "it has not ended yet"
     SUCCEEDED = "it has succeeded"
     KEY_TAKEN = "another live job has its key"
-    FELLED = "it was cancelled again, because another job of its flow failed, or was cancelled or dropped: retry the whole flow"
+    CANCELLED_AGAIN = "it was cancelled again, because another job of its flow failed, or was cancelled or dropped: retry the whole flow"
 
 
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):

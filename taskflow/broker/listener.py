@@ -107,7 +107,7 @@ class Listener(ABC):
         for job_id in job_ids(topics):
             self._ended.pop(job_id, None)
 
-    def standing(self, topics: Iterable[str]) -> ListenerState:
+    def state(self, topics: Iterable[str]) -> ListenerState:
         """Return the listener's state for a claim from the queues of these topics. A claim must follow, because `was_nudged` is reset."""
         was_nudged, self._was_nudged = self._was_nudged, False
         return ListenerState(not self._armed.isdisjoint(topics), was_nudged)

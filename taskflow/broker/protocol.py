@@ -53,13 +53,13 @@ returns, or by later calls of upkeep.
     says. `notes` returns the results by their numbers, with at most about 4 MiB or one result in an answer. They are dropped when the job
     that received them succeeds or is dropped.
   [flow_fells] If a job ends without success, the waiting jobs of its scope are CANCELLED, and kept as long as a failed job. Their reason
-    names the job, and `felled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
+    names the job, and `cancelled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
   [flow_collects] For a tie that `collects`, every end counts, and a failure takes the place of the result. A job that was cancelled because
     of another job of the same scope passes that job's failure on.
   [flow_redo] If an operator retries a job, the jobs that its failure cancelled wait again. Each is HELD until the jobs that it awaits have
     succeeded, and keeps its time and the results that it has. If the flow has another failure, that one cancels them again. A job that
-    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that end again in this way. The
-    failure is also taken back from jobs that collect failures, unless they have begun.
+    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers CANCELLED_AGAIN for jobs that end again in this
+    way. The failure is also taken back from jobs that collect failures, unless they have begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a
@@ -292,10 +292,10 @@ class Added(msgspec.Struct, frozen=True):
 
 class Refused(msgspec.Struct, frozen=True):
     """The job was not added. `because` is "key" if another job has or represents its key, "id" if the job was sent before, and "clash" if
-    a different job has its id. `standing` is the id of the job that has or represents the key, or else the refused job's id."""
+    a different job has its id. `existing` is the id of the job that has or represents the key, or else the refused job's id."""
 
     id: bytes
-    standing: bytes
+    existing: bytes
     because: Literal["id", "key", "clash"]
 
     @classmethod

@@ -146,7 +146,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
     return number, False
 
 
-class Act:
+class StartedAction:
     """An action that is running or has ended."""
 
     def __init__(self, target: Target, by: str, reason: str) -> None:
@@ -210,7 +210,7 @@ class Acts:
     """The pages for actions. They know this process's running actions and some ended ones, but no actions of other processes."""
 
     def __init__(self) -> None:
-        self._acts: dict[str, Act] = {}
+        self._acts: dict[str, StartedAction] = {}
 
     async def preview(self, request: Request) -> Response:
         """Show how many jobs the action applies to, and a form that starts it."""
@@ -233,7 +233,7 @@ class Acts:
             return redirect(request, f"/jobs/{id_text(target.ids[0])}", "asked" if act.result.asked else target.action)
         return redirect(request, f"/act/{name}")
 
-    def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
+    def _started(self, target: Target, by: str, reason: str) -> tuple[str, StartedAction]:
         """Start an action. If the same user's same action is running, return that one: a form may be sent twice."""
         for name, act in self._acts.items():
             if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
@@ -242,17 +242,17 @@ class Acts:
         for name in ended[: max(0, len(ended) - MAX_KEPT + 1)]:
             del self._acts[name]
         name = secrets.token_urlsafe(9)
-        self._acts[name] = act = Act(target, by, reason)
+        self._acts[name] = act = StartedAction(target, by, reason)
         return name, act
 
     async def progress(self, request: Request) -> Response:
-        act = self._act_of(request)
+        act = self._action_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
         words = {"name": request.path_params["name"], "done": DONE[action], "which": _words(act.target)}
         return await render(request, "progress.html", act.target.label, headers=headers, act=act, **words)
 
     async def stop(self, request: Request) -> Response:
-        await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
+        await self._action_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
         return redirect(request, f"/act/{request.path_params['name']}")
 
     @property
@@ -265,7 +265,7 @@ class Acts:
         running = [act for act in self._acts.values() if act.is_running and act.task.get_loop() is loop]
         await asyncio.gather(*[act.stop(f"{STOPPED} by the end of its process", RECORD_TIMEOUT) for act in running])
 
-    def _act_of(self, request: Request) -> Act:
+    def _action_of(self, request: Request) -> StartedAction:
         act = self._acts.get(request.path_params["name"])
         if act is None:
             raise HTTPException(404, ELSEWHERE, {"Refresh": REFRESH})

@@ -52,7 +52,7 @@ class Sampler:
     async def changes(self, seen: str) -> AsyncIterator[str]:
         """Yield events for a browser that has seen this digest (empty for none): "seen" at first, "change" when the digest changes, and
         "away" when the store does not answer."""
-        mine, told = asyncio.Event(), seen
+        mine, sent = asyncio.Event(), seen
         self._watchers.add(mine)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._sample())
@@ -60,13 +60,13 @@ class Sampler:
         try:
             yield f"retry: {RETRY}\n\n"
             while not self.is_ending:
-                if self._state not in ("", told):
-                    told = self._state
-                    if told == AWAY:
+                if self._state not in ("", sent):
+                    sent = self._state
+                    if sent == AWAY:
                         yield f"event: {AWAY}\ndata: 1\n\n"
                     else:
-                        yield f"event: {'change' if seen not in ('', told) else 'seen'}\nid: {told}\ndata: 1\n\n"
-                        seen = told
+                        yield f"event: {'change' if seen not in ('', sent) else 'seen'}\nid: {sent}\ndata: 1\n\n"
+                        seen = sent
                 mine.clear()
                 async with asyncio.timeout_at(ends_at):
                     await mine.wait()

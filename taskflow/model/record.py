@@ -51,20 +51,20 @@ CODES: Final = {status: code for code, status in BY_CODE.items()}
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     """The state of a job. Times are aware datetimes in UTC, by the store's clock. `result` and `payload` are encoded bytes.
 
-    `due_at`       when the job may start: the planned time while it is HELD or SCHEDULED, otherwise the time at which it became ready
-    `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or the
-                   end of a back-off after too many hand-backs
-    `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
-                   waits for its follow-up already has its reason
-    `behind`       the id of the running job with the same key for which this job waits, or None
-    `awaits`       how many jobs a HELD job awaits; 0 for others
-    `member`       its place in its flow, or None
-    `joins`        the ids of the jobs of its flow that await it
-    `felled_by`    the id of the job whose failure cancelled it, or of its flow if the flow was cancelled
-    `errors`       one entry for each run that failed or crashed, oldest first
-    `worker`       the name of the worker that is running the job, or ran it last
-    `cause`        the cause of a failed job, as it is stored
-    `unreadable`   the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
+    `due_at`        when the job may start: the planned time while it is HELD or SCHEDULED, otherwise the time at which it became ready
+    `waiting_for`   what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or
+                    the end of a back-off after too many hand-backs
+    `reason`        why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
+                    waits for its follow-up already has its reason
+    `behind`        the id of the running job with the same key for which this job waits, or None
+    `awaits`        how many jobs a HELD job awaits; 0 for others
+    `member`        its place in its flow, or None
+    `joins`         the ids of the jobs of its flow that await it
+    `cancelled_by`  the id of the job whose failure cancelled it, or of its flow if the flow was cancelled
+    `errors`        one entry for each run that failed or crashed, oldest first
+    `worker`        the name of the worker that is running the job, or ran it last
+    `cause`         the cause of a failed job, as it is stored
+    `unreadable`    the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
     """
 
     status: Status
@@ -91,7 +91,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     awaits: int = 0
     member: Member | None = None
     joins: tuple[bytes, ...] = ()
-    felled_by: bytes | None = None
+    cancelled_by: bytes | None = None
     cause: bytes | None = None
     unreadable: tuple[Unreadable, ...] = ()
 

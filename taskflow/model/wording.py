@@ -78,7 +78,7 @@ AWAITS_IN_VAIN: Final = "a job of its flow that it awaits was cancelled or dropp
 WAS_PURGED: Final = "was purged"
 
 
-def felled_by(job_id: bytes, how: str) -> str:
+def cancelled_by(job_id: bytes, how: str) -> str:
     """Return the reason to show for a job that was ended by another job. `how` is "has failed", "was cancelled" or WAS_PURGED."""
     return f"job {id_text(job_id)} of its flow {how}"
 

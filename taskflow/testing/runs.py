@@ -75,7 +75,7 @@ class RecordingBroker(MemoryBroker):
         self._note(envelopes)
         for envelope, answer in zip(envelopes, answers, strict=True):
             if envelope.on_conflict is OnConflict.DEBOUNCE and isinstance(answer, Refused):
-                self._sent[answer.standing] = msgspec.structs.replace(envelope, id=answer.standing)
+                self._sent[answer.existing] = msgspec.structs.replace(envelope, id=answer.existing)
         return answers
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:

@@ -113,13 +113,13 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     [held] = cli.json("explain", ids[3])
     assert held["reasons"] == [{"text": "it waits for 2 jobs of its flow, such as count (ready)", "cure": f"{show} shows them all"}]
     fail_one(cli)
-    failure, felled = cli.json("explain", ids[1], ids[3])
+    failure, cancelled = cli.json("explain", ids[1], ids[3])
     assert failure["reasons"][1] == {
         "text": "the jobs of its flow that had not begun were cancelled with it",
         "cure": f"retrying it restores them; {show} shows them",
     }
     assert "another job of its flow failed" in cli("retry", ids[3], code=1).err
-    [reason] = felled["reasons"]
+    [reason] = cancelled["reasons"]
     assert reason["text"].startswith(f"job {ids[1]} of its flow has failed: count: builtins.ValueError: ")
     assert reason["cure"] == f"`taskflow retry {ids[1]}` runs that job again, and restores this one"
 

@@ -84,7 +84,7 @@ async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:
     [first, second] = await world.claim(await world.a_session(), ["0"], 2)
     await world.settle(failed(first), failed(second))
     await world.broker.admin.drop([id_of(second)])
-    assert await world.broker.admin.retry([id_of(first)]) == [Redone.FELLED]
+    assert await world.broker.admin.retry([id_of(first)]) == [Redone.CANCELLED_AGAIN]
 
     record = await world.record(flow.join)
     assert record.status is CANCELLED
@@ -99,7 +99,7 @@ async def test_flow_redo__of_a_job_whose_failed_one_was_dropped(world: World) ->
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     await world.settle(failed(lease))
     await world.broker.admin.drop([id_of(lease)])
-    assert await world.broker.admin.retry([flow.join.id, flow.firsts[1].id]) == [Redone.FELLED] * 2
+    assert await world.broker.admin.retry([flow.join.id, flow.firsts[1].id]) == [Redone.CANCELLED_AGAIN] * 2
 
     assert await _statuses(world, *flow.envelopes) == [None, CANCELLED, CANCELLED]
 

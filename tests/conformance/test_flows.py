@@ -199,7 +199,7 @@ async def test_flow_fells__what_has_not_begun(world: World, settlement: Settleme
     others = [job for job in flow.envelopes if job.id not in ids_of([first, second])]
     for job in others:
         record = await world.record(job)
-        assert (record.status, record.felled_by) == (CANCELLED, first.envelope.id)
+        assert (record.status, record.cancelled_by) == (CANCELLED, first.envelope.id)
         assert record.reason is not None
     assert await world.status(second) is RUNNING
     await world.settle(succeeded(second))
@@ -353,9 +353,9 @@ async def test_flow_redo__of_a_join_alone(world: World) -> None:
     assert flow.join is not None
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     await world.settle(failed(lease))
-    assert await world.broker.admin.retry([flow.join.id]) == [Redone.FELLED]
+    assert await world.broker.admin.retry([flow.join.id]) == [Redone.CANCELLED_AGAIN]
     record = await world.record(flow.join)
-    assert (record.status, record.felled_by) == (CANCELLED, lease.envelope.id)
+    assert (record.status, record.cancelled_by) == (CANCELLED, lease.envelope.id)
     await _redo(world, lease)
     await _run_all(world, flow)
 
@@ -383,7 +383,7 @@ async def test_flow_redo__while_another_failure_stands(world: World, order: tupl
     leases = await world.claim(await world.a_session(), ["0"], 2)
     await world.settle(failed(leases[0]))
     await world.settle(failed(leases[1]))
-    assert await world.broker.admin.retry([id_of(leases[order[0]])]) == [Redone.FELLED]
+    assert await world.broker.admin.retry([id_of(leases[order[0]])]) == [Redone.CANCELLED_AGAIN]
     assert await world.status(flow.join) is CANCELLED
     await _redo(world, leases[order[1]])
     assert (await world.record(flow.join)).awaits == 4
@@ -507,7 +507,7 @@ async def test_flow_redo__of_a_part_of_a_cancelled_flow(world: World) -> None:
     assert flow.join is not None
     await world.broker.admin.cancel_flow(flow.id)
     first, second = flow.branches[0]
-    assert await world.broker.admin.retry([second.id, flow.join.id]) == [Redone.FELLED] * 2
+    assert await world.broker.admin.retry([second.id, flow.join.id]) == [Redone.CANCELLED_AGAIN] * 2
     record = await world.record(second)
     assert record.reason is not None
     assert "retry the whole flow" in record.reason
@@ -552,7 +552,7 @@ async def test_admin_flow__lists_it(world: World) -> None:
 
     assert ids_of([record.id for record in found]) == ids_of(flow.envelopes)
     assert [record.status for record in found] == [FAILED, CANCELLED, CANCELLED, CANCELLED]
-    assert [record.felled_by for record in found] == [None, *[lease.envelope.id] * 3]
+    assert [record.cancelled_by for record in found] == [None, *[lease.envelope.id] * 3]
     assert [record.joins for record in found] == [(flow.join.id,)] * 3 + [()]
     assert [record.member for record in found] == [job.member for job in flow.envelopes]
     assert await world.broker.admin.flow(flow.id, first=1, limit=2) == found[1:3]

@@ -412,7 +412,7 @@ async def test_throttle_first__many_clients(world: World) -> None:
     answers = await asyncio.gather(*(broker.enqueue([envelope]) for broker, envelope in zip(brokers, envelopes, strict=True)))
 
     [first] = [answer.id for [answer] in answers if isinstance(answer, Added)]
-    assert [answer.standing for [answer] in answers if isinstance(answer, Refused)] == [first] * (CLIENTS - 1)
+    assert [answer.existing for [answer] in answers if isinstance(answer, Refused)] == [first] * (CLIENTS - 1)
     for broker in brokers:
         await broker.close()
 

@@ -507,7 +507,7 @@ async def test_schedule_extra(world: World) -> None:
     assert await fire(world, msgspec.structs.replace(flows[0], name="unknown")) == [None]
 
     assert isinstance(refused, Refused)
-    assert (refused.standing, refused.because) == (flow.firsts[0].id, "key")
+    assert (refused.existing, refused.because) == (flow.firsts[0].id, "key")
     assert await record(world) == before
 
 

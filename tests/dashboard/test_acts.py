@@ -403,7 +403,7 @@ async def test_the_end_of_the_process_is_recorded(memory: World) -> None:
 async def test_an_act_that_has_ended_keeps_no_ids(memory: World) -> None:
     """There may be many ids, and the pages of 50 acts are kept."""
     ids = [parse_id(each) for each in await failed_jobs(memory, 3)]
-    act = acts.Act(acts.Target(action="retry", ids=ids, group="71efb6587dea8408"), "ada", "")
+    act = acts.StartedAction(acts.Target(action="retry", ids=ids, group="71efb6587dea8408"), "ada", "")
     await act.task
     assert (act.result.changed, act.target.ids, act.target.group) == (3, (), "71efb6587dea8408")
 

@@ -52,15 +52,15 @@ class At(Enum):
 
 
 class Job(NamedTuple):
-    """`felled_by` is the member whose failure has cancelled it: then it has no other status."""
+    """`cancelled_by` is the member whose failure has cancelled it: then it has no other status."""
 
     at: At
     rev: int = 0
-    felled_by: int | None = None
+    cancelled_by: int | None = None
 
     @property
     def waits(self) -> bool:
-        return self.felled_by is None and self.at in (At.HELD, At.READY)
+        return self.cancelled_by is None and self.at in (At.HELD, At.READY)
 
 
 class Does(Enum):
@@ -103,9 +103,9 @@ class World(NamedTuple):
     in_flight: tuple[Operation, ...] = ()
     begun: int = 0
 
-    def put(self, number: int, at: At, felled_by: int | None = None) -> World:
+    def put(self, number: int, at: At, cancelled_by: int | None = None) -> World:
         jobs = list(self.jobs)
-        jobs[number] = Job(at, jobs[number].rev + 1, felled_by)
+        jobs[number] = Job(at, jobs[number].rev + 1, cancelled_by)
         return self._replace(jobs=(jobs[0], jobs[1], jobs[2]))
 
     def act(self, cause: int, what: Does | None) -> World:
@@ -137,7 +137,7 @@ def successors(rules: Rules, world: World) -> Iterator[World]:
 def _wanted(world: World) -> Iterator[Operation]:
     for number in (0, 1):
         member = world.jobs[number]
-        if member.felled_by is None and member.at is At.RUNS:
+        if member.cancelled_by is None and member.at is At.RUNS:
             yield Operation(Does.SUCCEED, number, member, number, None, 0)
             if world.failures < MOST_FAILURES:
                 yield Operation(Does.FAIL, number, member, number, None, 0)
@@ -146,9 +146,9 @@ def _wanted(world: World) -> Iterator[Operation]:
         action = world.actions[number]
         for target in range(3) if action is not None else ():
             job = world.jobs[target]
-            if action is not None and (job.waits if action.what is Does.FELL else job.felled_by == number):
+            if action is not None and (job.waits if action.what is Does.FELL else job.cancelled_by == number):
                 yield Operation(action.what, target, job, number, action, world.awaits)
-        if action is not None and not any(job.waits if action.what is Does.FELL else job.felled_by == number for job in world.jobs):
+        if action is not None and not any(job.waits if action.what is Does.FELL else job.cancelled_by == number for job in world.jobs):
             yield Operation(Does.FINISH, number, member, number, action, 0)
     if world.jobs[JOIN].waits and world.jobs[JOIN].at is At.HELD and world.awaits <= 0:
         yield Operation(Does.FREE, JOIN, world.jobs[JOIN], 0, None, 0)
@@ -181,7 +181,7 @@ def _applied(rules: Rules, world: World, operation: Operation) -> World | None:
     if not is_current:
         return None
     if does is Does.FELL:
-        return world.put(number, seen.at, felled_by=cause)
+        return world.put(number, seen.at, cancelled_by=cause)
     if does is Does.RESTORE:
         is_held = number == JOIN and awaits > 0 and rules.keeps_awaits
         return world.put(number, At.HELD if is_held else At.READY)
@@ -190,7 +190,7 @@ def _applied(rules: Rules, world: World, operation: Operation) -> World | None:
 
 def _finished(rules: Rules, world: World, cause: int, action: Action | None) -> World:
     done, other = world.act(cause, None), 1 - cause
-    stands = world.jobs[other].at is At.FAILED and world.jobs[other].felled_by is None
+    stands = world.jobs[other].at is At.FAILED and world.jobs[other].cancelled_by is None
     if action is not None and action.what is Does.RESTORE and stands and rules.restores_look_for_others:
         return done.act(other, Does.FELL)
     return done
@@ -198,13 +198,13 @@ def _finished(rules: Rules, world: World, cause: int, action: Action | None) -> 
 
 def is_broken(world: World) -> bool:
     members, join = world.jobs[:JOIN], world.jobs[JOIN]
-    has_begun = join.felled_by is None and join.at in (At.READY, At.DONE)
+    has_begun = join.cancelled_by is None and join.at in (At.READY, At.DONE)
     if has_begun and (len(world.notes) < JOIN or any(member.at is not At.DONE for member in members)):
         return True
     if world.in_flight or any(world.actions) or any(member.waits or member.at is At.RUNS for member in members):
         return False
     waits_for_ever = join.waits and join.at is At.HELD and world.awaits > 0
-    is_lost = join.felled_by is not None and all(member.at is At.DONE for member in members)
+    is_lost = join.cancelled_by is not None and all(member.at is At.DONE for member in members)
     return waits_for_ever or is_lost
 
 

@@ -185,8 +185,8 @@ def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
 
     redone = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, most=MAX_LOOKED_AT)
     seen: Snapshot | None = (yield Query(tuple(members))) if members else None
-    felled = {ref for ref, record in seen.records.items() if flows.is_felled(record)} if seen else set[Ref]()
-    return [Redone.FELLED if answer is Redone.OK and ref in felled else answer for ref, answer in zip(refs, redone, strict=True)]
+    again = {ref for ref, record in seen.records.items() if flows.was_cancelled_by_flow(record)} if seen else set[Ref]()
+    return [Redone.CANCELLED_AGAIN if answer is Redone.OK and ref in again else answer for ref, answer in zip(refs, redone, strict=True)]
 
 
 # --- flows ----------------------------------------------------------------------------------------------------
@@ -243,26 +243,26 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
     # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
-    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # jobs that were cancelled by the purge of another job
-    for status, chosen in [*((status, view) for status in sections), (None if view.tag is not None else Status.CANCELLED, felled)]:
+    cancelled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # jobs that were cancelled by the purge of another job
+    for status, chosen in [*((status, view) for status in sections), (None if view.tag is not None else Status.CANCELLED, cancelled)]:
         after: Position | None = None
         while purged < limit:
             found = yield from pages.scan(ScanRequest(chosen, status, after, limit - purged, EXAMINED))
             ids = [record.id for decode, _ in found.listed if (record := decode()).status is not Status.RUNNING]
             refs = [Ref(Kind.JOB, job_id) for job_id in ids]
-            purged += sum((yield from decide(ids, _purger(chosen, is_felled=chosen is felled), rules, refs, scans=MOVE_SCANS)))
+            purged += sum((yield from decide(ids, _purger(chosen, is_cancelled=chosen is cancelled), rules, refs, scans=MOVE_SCANS)))
             if (after := found.end) is None:
                 break
     return purged
 
 
-def _purger(view: View, *, is_felled: bool) -> Callable[[Draft, bytes], bool]:
+def _purger(view: View, *, is_cancelled: bool) -> Callable[[Draft, bytes], bool]:
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
         if job is None or BY_CODE.get(job.status) is Status.RUNNING or not pages.matches(job, view, draft.now):
             return False  # the job may have changed since it was listed
-        if is_felled:
-            if job.state.reason != text_bytes(wording.felled_by(job.state.felled_by or b"", wording.WAS_PURGED)):
+        if is_cancelled:
+            if job.state.reason != text_bytes(wording.cancelled_by(job.state.cancelled_by or b"", wording.WAS_PURGED)):
                 return False
             job.state.reason = text_bytes(wording.PURGED)
             draft.put(job)

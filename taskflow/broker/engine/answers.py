@@ -26,7 +26,7 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
         return None
     known = draft.job(key)
     if known is not None and known.header["fade_at"] > draft.now:
-        return known.state.standing
+        return known.state.existing
     _remember(draft, key, job, throttle)
     return None
 
@@ -62,5 +62,5 @@ def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
     header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}
     record = known or Job(Ref(Kind.JOB, record_id), {}, Sent(), State())
     record.header |= header
-    record.state.standing, record.sent_body, record.new_content = job.id, None, None
+    record.state.existing, record.sent_body, record.new_content = job.id, None, None
     draft.put(record)

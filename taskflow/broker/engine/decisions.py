@@ -32,7 +32,7 @@ MAX_READY_FOR: Final = 5_000_000
 
 MAX_LOOKED_AT: Final = 1_000_000
 
-MAX_FELLED: Final = 2_000
+MAX_FLOW_CHANGES: Final = 2_000
 """The maximum number of jobs in flows that an operation changes after a failure. Upkeep changes the rest."""
 
 
@@ -44,7 +44,7 @@ def decide(
     *,
     scans: tuple[Scan, ...] = (),
     groups: tuple[tuple[str, Position], ...] = (),
-    most: int = MAX_FELLED,
+    most: int = MAX_FLOW_CHANGES,
     **more: Any,
 ) -> Operation[list[T]]:
     """Decide on items as `draft.decide` does, and then on the consequences for other jobs, including at most `most` jobs in flows."""
@@ -61,7 +61,7 @@ def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
     yield from _follow(left, rules, MOVE_SCANS)
 
 
-def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[tuple[int, bool]]:
+def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
     """Decide on the consequences of earlier decisions. Return what `carry_on` returns."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
@@ -255,7 +255,7 @@ def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]
         job = draft.job(ref.id)
         if job is None or job.sent.member is None:
             return True
-        meant = [restoring[at].get(job.state.felled_by or b"")] if restoring[at] else groups[at].items()
+        meant = [restoring[at].get(job.state.cancelled_by or b"")] if restoring[at] else groups[at].items()
         for action_id, action in filter(None, meant):
             if flows.is_current(draft, action_id, action):
                 _act(draft, job, action)
@@ -272,10 +272,10 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
             redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
         # a cancelled job is kept for as long as the failed job can be retried
-        keep = draft.rules.keep_failed if action.what == flows.FELL else PURGED_TTL if action.what == flows.PURGE else None
+        keep = draft.rules.keep_failed if action.what == flows.CANCEL_AWAITING else PURGED_TTL if action.what == flows.PURGE else None
         finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
     elif job.status == RUNNING and action.what == flows.CANCEL:
-        job.state.felled_by = action.cause
+        job.state.cancelled_by = action.cause
         ask_to_stop(draft, job)
 
 
@@ -292,7 +292,7 @@ def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left,
         held += census.expected()
         causes += census.failures_in(restored)
     look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in causes))
-    yield from decide_once(causes, flows.fell_again, rules, look, locked=False, left=left)
+    yield from decide_once(causes, flows.cancel_again, rules, look, locked=False, left=left)
     look = Query(tuple(Ref(Kind.JOB, job_id) for job_id, _ in held), MOVE_SCANS)
     yield from decide_once(held, _give_up, rules, look, locked=False, left=left)
 

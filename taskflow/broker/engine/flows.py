@@ -28,7 +28,7 @@ from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, Fa
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.verdict import unpack_errors
 
-FELL, RESTORE, CANCEL, FORGET, PURGE = range(5)
+CANCEL_AWAITING, RESTORE, CANCEL, FORGET, PURGE = range(5)
 """What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes. PURGE
 cancels the jobs of a purged job's scope, which nothing can restore.
 """
@@ -40,7 +40,7 @@ MAX_INLINE: Final = 1_024
 class Action(msgspec.Struct, frozen=True, array_like=True):
     """The work that remains to be done on the jobs of a flow.
 
-    `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
+    `what`     one of `CANCEL_AWAITING`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
     `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
     `first`    the first number of the scope, which is the range of the jobs that the action may change
     `last`     the last number of the scope
@@ -74,7 +74,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
         return self.what, self.owner, self.first, self.last
 
 
-_INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
+_INDEX: Final = {CANCEL_AWAITING: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
 _NOTHING: Final = Action(FORGET, b"")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = lru_cache(64)(msgspec.msgpack.Decoder(Action).decode)  # each job of a portion reads the same action
@@ -123,7 +123,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
     assert member is not None
     has_succeeded = job.status == SUCCEEDED
     # if an action with a wider scope ended this job, it also handles the jobs that await this one
-    is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
+    is_apart = state.cancelled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
     counts = [each for each in _ties_of(job) if has_succeeded or (each[1].collects and is_apart)]
     needed = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in counts if tie.number is not None]
     if has_succeeded:
@@ -138,7 +138,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
         failure = _failure_of(job) if by is None else by.failure
         note = failure_note(failure) if needed else b""
         if acts:
-            _fell(draft, job, failure)
+            _cancel_awaiting(draft, job, failure)
     for successor, tie in counts:
         if tie.number is None or _put_note(draft, numbered(successor, tie.number), note):
             state.counted = not has_succeeded
@@ -159,15 +159,15 @@ def _own_notes(job: Job) -> list[Ref]:
 
 def _acts(job: Job, member: Member) -> bool:
     """Return True if a job's failure affects other jobs: the job has a scope, and no action has cancelled it."""
-    return job.state.felled_by is None and member.first < member.last
+    return job.state.cancelled_by is None and member.first < member.last
 
 
-def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
+def _cancel_awaiting(draft: Draft, job: Job, failure: FailureNote) -> None:
     member = job.sent.member
     assert member is not None
     is_purged = failure.message == wording.PURGED
-    why = wording.felled_by(job.id, "has failed" if job.status == FAILED else wording.WAS_PURGED if is_purged else "was cancelled")
-    what = PURGE if is_purged else FELL
+    why = wording.cancelled_by(job.id, "has failed" if job.status == FAILED else wording.WAS_PURGED if is_purged else "was cancelled")
+    what = PURGE if is_purged else CANCEL_AWAITING
     put(draft, job.header["member"], Action(what, member.flow, member.first, member.last, job.id, why, failure))
 
 
@@ -248,7 +248,7 @@ class Census:
 
     def __init__(self) -> None:
         self._failures, self._awaited, self._held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
-        self._standing, self._felled = set[bytes](), list[tuple[bytes, list[bytes]]]()
+        self._others, self._cancelled = set[bytes](), list[tuple[bytes, list[bytes]]]()
 
     def add(self, found: Sequence[Entry]) -> None:
         for entry in found:
@@ -256,10 +256,10 @@ class Census:
                 continue
             job = Job.of_record(entry.record)
             awaited_by = [successor for successor, tie in _ties_of(job) if not (tie.collects and job.state.counted)]
-            if job.status in (FAILED, CANCELLED) and job.state.felled_by is not None:
-                self._felled.append((job.state.felled_by, awaited_by))
+            if job.status in (FAILED, CANCELLED) and job.state.cancelled_by is not None:
+                self._cancelled.append((job.state.cancelled_by, awaited_by))
                 continue
-            self._standing.add(job.id)
+            self._others.add(job.id)
             if job.status != SUCCEEDED:
                 self._awaited.update(awaited_by)
             if job.status == HELD:
@@ -283,23 +283,23 @@ class Census:
     def expected(self) -> list[tuple[bytes, int]]:
         """Return the HELD jobs, each with the number of jobs that it awaits and that may still succeed. Jobs that were dropped or that
         nothing restores are not counted. Failed jobs are counted, because their failures cancel the jobs that await them."""
-        for cause, awaited_by in self._felled:
-            if cause in self._standing:
+        for cause, awaited_by in self._cancelled:
+            if cause in self._others:
                 self._awaited.update(awaited_by)
         return [(job_id, self._awaited[job_id]) for job_id in self._held]
 
 
-def is_felled(record: Record | None) -> bool:
+def was_cancelled_by_flow(record: Record | None) -> bool:
     """Return True if a job was cancelled because of other jobs of its flow."""
     if record is None or record.header["status"] != CANCELLED:
         return False
     state = Job.of_record(record).state
-    return state.felled_by is not None or state.reason == text_bytes(wording.AWAITS_IN_VAIN)
+    return state.cancelled_by is not None or state.reason == text_bytes(wording.AWAITS_IN_VAIN)
 
 
-def fell_again(draft: Draft, job_id: bytes) -> bool:
+def cancel_again(draft: Draft, job_id: bytes) -> bool:
     """If a job is still FAILED or CANCELLED, begin its action again: another job's retry has restored jobs that this one had cancelled."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
-        _fell(draft, job, _failure_of(job))
+        _cancel_awaiting(draft, job, _failure_of(job))
     return True

@@ -71,12 +71,12 @@ def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Oper
                 opened.update([ref.id] if is_open else ())
         if not ended:
             break
-        odd: list[int] = yield HandOver([runs[number] for number in ended], step.made())
-        if not odd:
+        changed: list[int] = yield HandOver([runs[number] for number in ended], step.made())
+        if not changed:
             if opened:
                 yield from fill(opened, rules)
             return set(ended)
-        refused.update([ended[number] for number in odd])
+        refused.update([ended[number] for number in changed])
     return set()
 
 
@@ -135,8 +135,8 @@ def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
     """Implement `Store.hand_over` with an ordinary step, for stores that have no faster way."""
     refs = [Ref(Kind.JOB, run.id) for run in runs]
     seen: Snapshot = yield Query(tuple(refs))
-    if odd := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
-        return odd
+    if changed := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
+        return changed
     expect, puts, totals = dict(step.expect), list(step.puts), dict(step.totals)
     for ref, run in zip(refs, runs, strict=True):
         record = seen.records[ref]
@@ -181,5 +181,5 @@ class ByStep:
             while True:
                 answer = self.perform(operation.send(answer))
         except StopIteration as end:
-            odd: list[int] = end.value
-            return odd
+            changed: list[int] = end.value
+            return changed

@@ -43,19 +43,19 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class State(msgspec.Struct, omit_defaults=True, gc=False):
     """A job's `state` body, decoded. Texts are UTF-8 that may contain lone surrogates. Field names are short because each job stores them.
 
-    `progress`   the epoch of the run that reported it, and the progress, which is valid for this run only
-    `waiting`    what a waiting job waits for, other than its time, a worker or a gate
-    `behind`     the running job with the same key, which this job waits for
-    `spoilt`     a previous state that could not be decoded
-    `standing`   for a record that only remembers a call: the job that represents the call
-    `place`      for a job that a pause has parked: its former due time
-    `replaces`   for an arrival (see arrivals.py): True if it replaces a waiting job with its key, False if it gives way to a live one
-    `replaced`   for an arrival: the job that replaced it in the same transaction
-    `limits`     gates that a worker has added because the sender didn't know them
-    `paid`       while the job waits for its time: the rate that it has paid for
-    `felled_by`  the job of its flow whose failure has cancelled this job, or the flow itself
-    `counted`    True if the job has failed and the jobs that collect failures have counted it
-    `spent`      the jobs that had already begun with this job's failure when it was retried; they receive nothing more from it
+    `progress`      the epoch of the run that reported it, and the progress, which is valid for this run only
+    `waiting`       what a waiting job waits for, other than its time, a worker or a gate
+    `behind`        the running job with the same key, which this job waits for
+    `spoilt`        a previous state that could not be decoded
+    `existing`      for a record that only remembers a call: the job that represents the call
+    `place`         for a job that a pause has parked: its former due time
+    `replaces`      for an arrival (see arrivals.py): True if it replaces a waiting job with its key, False if it gives way to a live one
+    `replaced`      for an arrival: the job that replaced it in the same transaction
+    `limits`        gates that a worker has added because the sender didn't know them
+    `paid`          while the job waits for its time: the rate that it has paid for
+    `cancelled_by`  the job of its flow whose failure has cancelled this job, or the flow itself
+    `counted`       True if the job has failed and the jobs that collect failures have counted it
+    `spent`         the jobs that had already begun with this job's failure when it was retried; they receive nothing more from it
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -73,10 +73,10 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     replaces: bool = msgspec.field(default=False, name="k")
     replaced: bytes | None = msgspec.field(default=None, name="l")
     place: int | None = msgspec.field(default=None, name="q")
-    standing: bytes | None = msgspec.field(default=None, name="n")
+    existing: bytes | None = msgspec.field(default=None, name="n")
     limits: tuple[Gate, ...] = msgspec.field(default=(), name="m")
     paid: bytes | None = msgspec.field(default=None, name="d")
-    felled_by: bytes | None = msgspec.field(default=None, name="o")
+    cancelled_by: bytes | None = msgspec.field(default=None, name="o")
     counted: bool = msgspec.field(default=False, name="j")
     spent: tuple[bytes, ...] = msgspec.field(default=(), name="t")
 
@@ -426,7 +426,8 @@ class _Shown:
         self.errors, self.behind, self.cancel_requested, self.reason = state.errors, state.behind, state.stop, state.reason
         self.awaited = max(0, header["awaits"]) if header["status"] == HELD else 0
         member = job.sent.member
-        self.in_flow = _NOTHING if member is None else {"member": member, "joins": tuple(job.sent.joined), "felled_by": state.felled_by}
+        by = state.cancelled_by
+        self.in_flow = _NOTHING if member is None else {"member": member, "joins": tuple(job.sent.joined), "cancelled_by": by}
         self.waiting_for = job.waiting_for if job.is_waiting else None
         self.progress = state.progress[1] if state.progress is not None and state.progress[0] == header["epoch"] else None
         self.result, self.payload = result_and_arguments(job.content) if status is Status.SUCCEEDED else (None, job.content)

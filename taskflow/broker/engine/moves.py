@@ -75,16 +75,16 @@ def free_slots(draft: Draft, limits: Sequence[Gate]) -> None:
 def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     """Add a job. Refuse it if its id is known, its key belongs to a live job, or another job represents the call (see answers.py)."""
     if (known := draft.job(envelope.id)) is not None:
-        standing = known.state.standing
-        return Refused(envelope.id, envelope.id, "id") if standing is None else Refused(envelope.id, standing, "key")
+        existing = known.state.existing
+        return Refused(envelope.id, envelope.id, "id") if existing is None else Refused(envelope.id, existing, "key")
     waiting, running = holders(draft, envelope.key)
     if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")
     if envelope.on_conflict is OnConflict.DEBOUNCE and waiting is not None and not waiting.has(Flag.POISON):
         return answers.merge(draft, waiting, envelope)
     job = Job.of_envelope(envelope, draft.now)
-    if (standing := answers.throttled(draft, job, envelope.throttle)) is not None:
-        return Refused(envelope.id, standing, "key")
+    if (existing := answers.throttled(draft, job, envelope.throttle)) is not None:
+        return Refused(envelope.id, existing, "key")
     gates.declare(draft, envelope.limits)
     take_key(draft, job, waiting, running)
     enter(draft, job, Event.ENQUEUE)
@@ -251,7 +251,7 @@ def finish(
     """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows about the end, and `by` is the
     action on its flow that ends the job."""
     move(draft, job, event, CODES[status])
-    if by is None and job.sent.member is not None and job.state.felled_by is None and status is Status.CANCELLED and keep is None:
+    if by is None and job.sent.member is not None and job.state.cancelled_by is None and status is Status.CANCELLED and keep is None:
         keep = draft.rules.keep_failed  # for as long as the jobs cancelled along with it, because its retry restores them
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
@@ -261,7 +261,7 @@ def finish(
     job.state.replaces, job.state.replaced = False, None
     release_key(draft, job.id, job.sent.key)
     if job.sent.member is not None:
-        job.state.felled_by = job.state.felled_by if by is None else by.cause
+        job.state.cancelled_by = job.state.cancelled_by if by is None else by.cause
         flows.end(draft, job, by)
     elif job.has(Flag.AWAITED):
         release_joined(draft, job.sent.joined)

@@ -109,12 +109,12 @@ class PostgresBroker(EngineBroker):
 
         Return that change, and its answer. If a statement of the transaction fails, the last call runs again without a transaction.
         """
-        connections, told = self._per_loop.here(), list[Callable[[], None]]()
+        connections, notices = self._per_loop.here(), list[Callable[[], None]]()
         async with connections.turn:
             began_at = time.monotonic()
             try:
                 async with connections.pool.transaction() as fetch:
-                    store = self.store.within(fetch, told)
+                    store = self.store.within(fetch, notices)
                     await store.lock(contested)
                     answer = await store.perform(effect)
                     while not isinstance(effect, CHANGES):
@@ -122,9 +122,9 @@ class PostgresBroker(EngineBroker):
                         answer = await store.perform(effect)
             except BrokerError:
                 return effect, await self.store.perform(effect)
-        for tell in told:
+        for tell in notices:
             tell()
-        if told and time.monotonic() - began_at >= MIN_LATE:  # the calls in `told` didn't measure the commit
+        if notices and time.monotonic() - began_at >= MIN_LATE:  # the calls in `notices` didn't measure the commit
             connections.check_marks()
         return effect, answer
 

@@ -144,12 +144,12 @@ END
 $$;
 
 -- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on, or changes nothing. The runs are as for succeed(). `passing` are the
--- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `odd` contains the indexes, from 0, of runs whose jobs
--- are no longer in them or have other ties. `is_stale` is true if the revision of a job or a gate is not the expected one.
+-- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `changed` contains the indexes, from 0, of runs whose
+-- jobs are no longer in them or have other ties. `is_stale` is true if the revision of a job or a gate is not the expected one.
 CREATE FUNCTION @.hand_over(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], passing bytea[], passing_revs bigint[],
     gate_ids bytea[], gate_revs bigint[], gates_do smallint[], taken_of bigint[], have_waiting smallint[], are_open smallint[],
-    new_rev bigint, wall bigint, OUT odd integer[], OUT is_stale boolean, OUT are_awaited boolean, OUT wakeups text
+    new_rev bigint, wall bigint, OUT changed integer[], OUT is_stale boolean, OUT are_awaited boolean, OUT wakeups text
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -160,7 +160,7 @@ BEGIN
     PERFORM 1 FROM @.jobs WHERE id = ANY (run_ids || passing) ORDER BY id FOR UPDATE;
     PERFORM 1 FROM @.gates WHERE id = ANY (gate_ids) ORDER BY id FOR UPDATE;
     now_at := @.wall(wall);
-    odd := ARRAY(
+    changed := ARRAY(
         SELECT (g.n - 1)::integer FROM unnest(run_ids) WITH ORDINALITY AS g (id, n)
         WHERE (
             SELECT r.status = S.RUNNING AND r.flags & @TIES = @LIMITED
@@ -173,7 +173,7 @@ BEGIN
     ) OR EXISTS (
         SELECT FROM unnest(gate_ids, gate_revs) AS g (id, old) WHERE (SELECT rev FROM @.gates AS r WHERE r.id = g.id) IS DISTINCT FROM g.old
     );
-    IF is_stale OR cardinality(odd) > 0 THEN
+    IF is_stale OR cardinality(changed) > 0 THEN
         RETURN;
     END IF;
     WITH ended AS (

@@ -96,9 +96,9 @@ class PostgresStore:
     ) -> None:
         self._fetch, self._schema, self._wall, self._steady, self._capacity, self._hooks = fetch, schema, wall, steady, capacity, hooks
 
-    def within(self, fetch: Fetch, told: list[Callable[[], None]]) -> PostgresStore:
-        """Return this store in a transaction, whose statements `fetch` runs. Notifications are added to `told` as calls, and not sent."""
-        hooks = Hooks(*[partial(_note, told, hook) for hook in self._hooks])
+    def within(self, fetch: Fetch, notices: list[Callable[[], None]]) -> PostgresStore:
+        """Return this store in a transaction, whose statements `fetch` runs. Notifications aren't sent, but added to `notices` as calls."""
+        hooks = Hooks(*[partial(_note, notices, hook) for hook in self._hooks])
         return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
 
     async def lock(self, refs: Sequence[Ref]) -> None:
@@ -349,8 +349,8 @@ class PostgresStore:
             new_rev(),
             self._wall(),
         )
-        if row["odd"] or row["is_stale"]:
-            return list(row["odd"]) or list(range(len(runs)))
+        if row["changed"] or row["is_stale"]:
+            return list(row["changed"]) or list(range(len(runs)))
         self._hooks.ended({run.id for run in runs}, row["are_awaited"])
         return []
 
@@ -366,8 +366,8 @@ class PostgresStore:
         return Faded(row["buried"], row["has_more"], left)
 
 
-def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments: Any) -> None:
-    told.append(partial(hook, *arguments))
+def _note(notices: list[Callable[[], None]], hook: Callable[..., None], *arguments: Any) -> None:
+    notices.append(partial(hook, *arguments))
 
 
 def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes] | None:

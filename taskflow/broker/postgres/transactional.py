@@ -39,9 +39,9 @@ def _added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
             return Added(envelope.id, answer[1:] or None)
 
 
-def name_in(told: str) -> str:
+def name_in(description: str) -> str:
     """Return the store's name from the answer of describe_store()."""
-    name: str = json.loads(told)["store"]
+    name: str = json.loads(description)["store"]
     return name
 
 
@@ -78,8 +78,8 @@ class PostgresTransactional:
 
     def _check(self, function: str) -> Steps[None]:
         yield from self._check_rights(function)
-        [(told,)] = yield Statement(f'SELECT "{self._schema}".{DESCRIBING}()')
-        if name_in(_text(told)) != self._name:
+        [(description,)] = yield Statement(f'SELECT "{self._schema}".{DESCRIBING}()')
+        if name_in(_text(description)) != self._name:
             raise WrongConnection(
                 f"the connection is to a different database than the broker's, {self.place}. Its schema {self._schema!r} has a store too, "
                 "but not this one: use a connection to the broker's database"

@@ -148,20 +148,20 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     is_arriving CONSTANT boolean := of_key IS NOT NULL OR j.flags & @ADMITTED <> 0;
     own record;
-    standing bytea;
+    existing bytea;
     known bytea;
     replaced bytea;
 BEGIN
     IF of_key IS NOT NULL THEN
         SELECT * INTO own FROM @.own_arrivals(of_key);
-        standing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
-        IF standing IS NOT NULL THEN -- only if needed: in a serializable transaction, this conflicts with others that add jobs
+        existing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
+        IF existing IS NOT NULL THEN -- only if needed: in a serializable transaction, this conflicts with others that add jobs
             known := @.known_as(j.id, j.queue, j.job, of_key, j.content);
             IF known IS NOT NULL OR replaces IS NOT TRUE THEN
-                RETURN coalesce(known, 'k'::bytea || standing);
+                RETURN coalesce(known, 'k'::bytea || existing);
             END IF;
             UPDATE @.jobs SET rev = @.random_rev(), state = P.STATE_REPLACED || j.id
-            WHERE id = standing AND status + 0 = S.HELD AND flags & @ARRIVING <> 0 AND position(of_key IN sent) > 0 RETURNING id INTO replaced;
+            WHERE id = existing AND status + 0 = S.HELD AND flags & @ARRIVING <> 0 AND position(of_key IN sent) > 0 RETURNING id INTO replaced;
         END IF;
         j.flags := j.flags | @ARRIVING | @BEHIND;
         j.state := CASE WHEN replaces THEN P.STATE_REPLACING ELSE P.STATE_ARRIVING END;

@@ -146,7 +146,7 @@ local function apply_steps(rev, refs, numbers, steps)
   end
 
   -- Returns the indexes, from 0, of the runs whose jobs are no longer in them or have other ties.
-  local function odd_ones(runs)
+  local function changed_runs(runs)
     local found = {}
     for n, each in ipairs(runs) do
       if not is_limited_run(each[1], each[2]) then
@@ -194,7 +194,7 @@ local function apply_steps(rev, refs, numbers, steps)
   local wakes = {}
   for s, step in ipairs(steps) do
     local _, puts, drops, adds, totals, topics, runs = unpack(step)
-    answers[s] = answers[s] or #adds > 0 and past(adds) or runs and odd_ones(runs) or 'o'
+    answers[s] = answers[s] or #adds > 0 and past(adds) or runs and changed_runs(runs) or 'o'
     for _, each in ipairs(runs and answers[s] == 'o' and runs or {}) do
       finish(unpack(each))
     end

@@ -153,7 +153,7 @@ class RedisBroker(EngineBroker):
         """Return the leased jobs' ids and records alternately, and the store's time. Return None if there is no such living session."""
         listener = self._per_loop.here().listener
         times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
-        is_listed = listener.standing(topics).is_listed
+        is_listed = listener.state(topics).is_listed
         found = await self.store.claim(session, request, queues, min(limit, MAX_AT_ONCE), listener.id, is_listed=is_listed)
         if found is None:
             return None

@@ -232,8 +232,8 @@ class RedisStore:
         return Ended(answers, reply[1:])
 
     async def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
-        if odd := [number for number, run in enumerate(runs) if not is_possible(run)]:
-            return odd
+        if changed := [number for number, run in enumerate(runs) if not is_possible(run)]:
+            return changed
         _, (answers, _) = await self._apply([step], grows=False, then=None, runs=runs)
         return [] if answers[0] == b"o" else answers[0] if isinstance(answers[0], list) else list(range(len(runs)))
 

@@ -75,11 +75,11 @@ class RedisListener(Listener):
         self._has_received = True
         if not isinstance(message, list) or message[0] != b"message":
             return
-        told = message[2]
-        if told.startswith(ENDED):
-            self.received_ends(_ended_in(told[1:]))
+        payload = message[2]
+        if payload.startswith(ENDED):
+            self.received_ends(_ended_in(payload[1:]))
             return
-        topic = told.decode(errors="replace")
+        topic = payload.decode(errors="replace")
         self.received([topic], disarms=not topic.startswith(_SESSION))
 
 

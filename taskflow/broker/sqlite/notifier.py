@@ -57,10 +57,10 @@ class Notifier:
                 if listeners.hears(name, topic):
                     self._send(name, [topic])
         if news.is_due:
-            told = 0
+            nudged = 0
             for name in SYSTEM_RANDOM.sample(sorted(listeners.names), len(listeners.names)):
-                if told < MAX_NUDGED_WHEN_DUE and listeners.hears(name, topics.DUE):
-                    told += self._send(name, [topics.DUE])
+                if nudged < MAX_NUDGED_WHEN_DUE and listeners.hears(name, topics.DUE):
+                    nudged += self._send(name, [topics.DUE])
 
     def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:
         """Nudge listeners that wait for this queue: at most `number`, one for each READY job, none if it is paused. Return their number."""

@@ -328,7 +328,7 @@ flows.end: flow_collects: a collected failure holds up the join for ever
 + has_succeeded
 
 flows.end: flow_collects: a branch that is cancelled with the whole flow lets the join run
-- is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
+- is_apart = state.cancelled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
 + is_apart = True
 
 flows.drop_notes: flow_result: results fill the store

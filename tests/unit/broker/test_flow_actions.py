@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from taskflow.broker.engine import admin
-from taskflow.broker.engine.flows import CANCEL, FELL, FORGET, Action
+from taskflow.broker.engine.flows import CANCEL, CANCEL_AWAITING, FORGET, Action
 from taskflow.broker.engine.job import Sent, encode
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Operation, Put, Query, Ref, Scan, Snapshot, Step
@@ -90,11 +90,11 @@ async def _put(world: World, ref: Ref, **parts: Any) -> None:
 @pytest.mark.parametrize(
     "action",
     [
-        Action(FELL, b"", 0, 1 << 40),
+        Action(CANCEL_AWAITING, b"", 0, 1 << 40),
         Action(FORGET, b"", 0, 1 << 40),
         Action(CANCEL, b"\0" * 16, 0, MAX_MEMBERS),
         Action(9, b"f" * 16),
-        Action(FELL, b"f" * 16, -1, 5),
+        Action(CANCEL_AWAITING, b"f" * 16, -1, 5),
     ],
 )
 async def test_an_action_that_no_client_could_have_stored_does_nothing(world: World, action: Action) -> None:
