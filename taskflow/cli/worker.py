@@ -147,7 +147,7 @@ def _run_to_exit(run: WorkerRun) -> int:
 
 
 def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until `work` ends, even if a job stops it, or a task of a job raises SystemExit or KeyboardInterrupt through it."""
+    """Run the loop until `work` ends, even if a job stops it, or a job's task raises SystemExit or KeyboardInterrupt through it."""
     task = OwnTask(work, loop=loop)
     while True:
         try:
@@ -156,7 +156,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) 
             if task.done() or loop.is_closed():
                 raise
             raised = f"a task started by a job has raised {type(stopped).__name__} through"
-            who = "a job has stopped (loop.stop())" if isinstance(stopped, RuntimeError) else raised
+            who = "a job has called stop() on" if isinstance(stopped, RuntimeError) else raised
             log_safely(log.error, "%s the worker's event loop; restarting it", who)
 
 

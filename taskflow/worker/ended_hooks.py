@@ -94,7 +94,7 @@ class EndedHooks:
         if len(self._waiting) >= MAX_WAITING:
             self._dropped += 1
             if self._dropped == 1:
-                log_safely(log.error, "%s.ended() is too slow: ends of jobs are dropped", self._names())
+                log_safely(log.error, "%s.ended() is too slow: it is not called for some jobs", self._names())
             return
         self._waiting.append(end)
         if self._reading is None:

@@ -457,7 +457,7 @@ class Executor:
 
 def end_forked_process() -> NoReturn:
     """End a process forked by a job that then returned or raised in it. Otherwise, the process would continue as a second worker."""
-    log_safely(log.error, "a job has returned in a process that it forked; this process ends now. End such processes with os._exit()")
+    log_safely(log.error, "a job has returned in a process that it forked; ending the process. End forked processes with os._exit()")
     os._exit(1)
 
 

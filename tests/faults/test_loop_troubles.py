@@ -160,7 +160,7 @@ def drained(shell: Shell, call: str) -> str:
 
 def test_a_process_that_a_job_forked_does_not_become_a_second_worker(shell: Shell) -> None:
     """It outlived the worker, used up a processor and filled the log."""
-    assert drained(shell, "fork.bind()").count("a job has returned in a process that it forked; this process ends now") == 1
+    assert drained(shell, "fork.bind()").count("a job has returned in a process that it forked; ending the process") == 1
     assert (shell.folder / "status").read_text() == str(1 << 8)
 
 
