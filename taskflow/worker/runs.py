@@ -72,14 +72,18 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """The number of slots in which a run may start now. An abandoned plain function occupies its slot until its thread ends."""
-        if not self.lease_table.is_open:
-            return 0
-        batches = self._executor.batches
-        surplus = 0 if batches is None else batches.surplus
-        unanswered = len(self.lease_table) - len(self._reserve) - surplus - self._slots
-        most = max(self._slots, self._ahead)
-        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way) + surplus, most - unanswered))
+        """The number of slots in which a run may start now."""
+        unanswered = len(self.lease_table) - len(self._reserve) - self._surplus - self._slots
+        return max(0, min(self._empty, max(self._slots, self._ahead) - unanswered))
+
+    @property
+    def _empty(self) -> int:
+        """The number of slots without a run. An abandoned plain function occupies its slot until its thread ends."""
+        return self._slots - self._threads.left_behind - len(self.under_way) + self._surplus if self.lease_table.is_open else 0
+
+    @property
+    def _surplus(self) -> int:
+        return 0 if self._executor.batches is None else self._executor.batches.surplus
 
     @property
     def left_behind(self) -> int:
@@ -167,13 +171,15 @@ class Runs:
                 self._settler.offer(holding, settlement_of(holding.lease, Cancelled(CANCELLED)))
 
     async def run(self) -> None:
-        """Start leases from the reserve as slots become free, and hand the reserve back if it has waited too long."""
+        """Start leases from the reserve as slots become free, and hand the reserve back if it has waited too long for a slot.
+
+        If it waits for the store's answer to settlements instead, it's kept: its hand-back would be sent only after that answer."""
         while True:
             self._look_ahead()
             while self.free and self._reserve:
                 self.begin_waiting()
                 await asyncio.sleep(0)
-            if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
+            if self._reserve and self._empty <= 0 and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
                 self._fills_batches = False  # otherwise, jobs ahead of the batch's in the queue would be claimed again at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)

@@ -116,6 +116,22 @@ async def test_a_batch_runs_while_the_one_before_it_awaits_its_answer(watched: W
         watched.answers.set()
 
 
+async def test_a_reserve_that_waits_for_an_answer_is_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be handed back only after that answer, with which it can start."""
+    monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2)
+    monkeypatch.setattr(runs_module, "RESERVE_TTL", 0.01)
+    watched.answers.clear()
+    jobs = 2 * SLOTS + 2
+    await enqueue(quick.bind() for _ in range(jobs))
+    async with a_worker() as worker:
+        await until(lambda: watched.leased == jobs)
+        await asyncio.sleep(0.1)
+        assert worker.tally.runs == 2 * SLOTS
+        watched.answers.set()
+        await until(lambda: worker.tally.runs == jobs)
+    assert watched.leased == jobs
+
+
 async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_are_slots(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
