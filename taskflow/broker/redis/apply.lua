@@ -14,6 +14,8 @@
 -- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound,
 --            or the indexes, from 0, of runs that are refused
 
+local find = string.find
+
 local function is_stale(expect, stored, rev)
   local stale, is_ours = false, true
   for k = 1, #expect, 2 do
@@ -29,7 +31,7 @@ end
 local function apply_steps(rev, refs, numbers, steps)
   local keys, records, stored, answers, seq = {}, {}, nil, {}, nil
   for i = 1, #refs, 2 do
-    keys[(i + 1) / 2] = P .. L.prefixes[refs[i] + 1] .. refs[i + 1]
+    keys[(i + 1) / 2] = P .. PREFIXES[refs[i] + 1] .. refs[i + 1]
   end
   stored = get_all(keys)
   local function get(i)
@@ -111,26 +113,31 @@ local function apply_steps(rev, refs, numbers, steps)
     end
   end
 
+  local head_of_ready, head_of_ended, fades_after = char(F.ready_status) .. rev, char(F.succeeded_status) .. rev, {}
+  local passed = {} -- by queue: its name in members of indexes, and the numbers of jobs that became READY and that have ended
+  local function passed_in(queue)
+    passed[queue] = passed[queue] or { name = esc(queue), readied = 0, ended = 0 }
+    return passed[queue]
+  end
+
   local function ready(i)
     local stored, id = stored[i], refs[2 * i]
-    local priority, due, seq, queue, name, sent = struct.unpack('>xxBc8c8xxxxxxxxI2I2I4', stored, 10)
+    local priority, queue, name, sent = struct.unpack('>BxxxxxxxxxxxxxxxxxxxxxxxxI2I2I4', stored, 12)
     local names_at = L.waiting + 1
     local since_at = names_at + queue + name
     local extra_at, queue_name = since_at + sent - 1, sub(stored, names_at, names_at + queue - 1)
-    if sub(stored, extra_at, extra_at + #AT_A_GATE - 1) ~= AT_A_GATE then
+    if find(stored, AT_A_GATE, extra_at, true) ~= extra_at then
       return put(i, { F.status, F.ready_status, F.gate, false }, { F.since, 0 }, true, true, true)
     end
-    local gate_at, position = extra_at + EXTRA_BYTES, due .. seq .. id
+    local gate_at, position, its = extra_at + EXTRA_BYTES, sub(stored, L.place) .. id, passed_in(queue_name)
     values[#values + 1] = keys[i]
-    values[#values + 1] = char(F.ready_status) .. rev .. sub(stored, 10, since_at - 1) .. now .. sub(stored, since_at + 8, extra_at - 1)
+    values[#values + 1] = head_of_ready .. sub(stored, 10, since_at - 1) .. now .. sub(stored, since_at + 8, extra_at - 1)
       .. sub(stored, gate_at + 16)
-    append_to(zrems, 'i:scheduled', esc(queue_name) .. position)
+    append_to(zrems, 'i:scheduled', its.name .. position)
     append_to(zrems, 'i:gated', esc(sub(stored, gate_at, gate_at + 15)) .. struct.pack('>I2', 32896 - priority) .. position)
-    append_to(zadds, 'i:holding', esc(queue_name) .. now .. seq .. id)
+    append_to(zadds, 'i:holding', its.name .. now .. sub(position, 9))
     record_ready(queue_name, priority - 128, position)
-    count(queue_name, F.scheduled_status, -1)
-    count(queue_name, F.ready_status, 1)
-    record_readied(queue_name, 1)
+    its.readied = its.readied + 1
   end
 
   -- Returns whether a job is still in the run with this fence, and has no ties but limits.
@@ -138,7 +145,7 @@ local function apply_steps(rev, refs, numbers, steps)
     local stored = stored[i]
     if stored and byte(stored) == F.running_status then
       local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
-      return sub(stored, L.fence) == fence and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
+      return find(stored, fence, 10, true) == 10 and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
     end
     local header = stored and get(i).header
     return header and header[F.status] == F.running_status and bit.band(header[F.flags], G.TIES) == G.LIMITED
@@ -167,16 +174,17 @@ local function apply_steps(rev, refs, numbers, steps)
     local seq, queue, name, sent = struct.unpack('>xxxxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
     local names_at = waiting_at + L.waiting
     local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
-    local queue_name, key = sub(stored, names_at, names_at + queue - 1), apart(id, sub(stored, content_at))
-    local fades = enc(wall + keep_for)
+    local its, fades = passed_in(sub(stored, names_at, names_at + queue - 1)), fades_after[keep_for] or enc(wall + keep_for)
+    local key = #stored == content_at + L.reference - 1 and apart(id, sub(stored, content_at))
+    fades_after[keep_for] = fades
+    its.ended_at = its.ended_at or struct.pack('>I2', 32768 + F.succeeded_status) .. its.name .. now
+    its.ended = its.ended + 1
     result = held(id, rev, result)
     values[#values + 1] = keys[i]
-    values[#values + 1] = char(F.succeeded_status) .. rev .. sub(stored, 10, content_at - 1) .. now .. fades .. ran_for .. result
+    values[#values + 1] = head_of_ended .. sub(stored, 10, content_at - 1) .. now .. fades .. ran_for .. result
     append_to(hdels, sub(fence, 9, 24), sub(fence, 25))
     append_to(zadds, 'i:fading', fades .. id)
-    append_to(zadds, 'i:ended', struct.pack('>I2', 32768 + F.succeeded_status) .. esc(queue_name) .. now .. seq .. id)
-    count(queue_name, F.running_status, -1)
-    count(queue_name, F.succeeded_status, 1)
+    append_to(zadds, 'i:ended', its.ended_at .. seq .. id)
     ended_ids[#ended_ids + 1] = id
     if key then
       gone[#gone + 1] = P .. 'c:' .. key
@@ -185,7 +193,6 @@ local function apply_steps(rev, refs, numbers, steps)
     if key then
       call('PERSIST', P .. 'c:' .. key)
     end
-    tally(queue_name, E.SUCCEED, 1)
   end
 
   for s, step in ipairs(steps) do
@@ -232,6 +239,18 @@ local function apply_steps(rev, refs, numbers, steps)
       for _, topic in ipairs(topics) do
         wakes[topic] = true
       end
+    end
+  end
+  for queue, its in pairs(passed) do
+    if its.readied > 0 then
+      count(queue, F.scheduled_status, -its.readied)
+      count(queue, F.ready_status, its.readied)
+      record_readied(queue, its.readied)
+    end
+    if its.ended > 0 then
+      count(queue, F.running_status, -its.ended)
+      count(queue, F.succeeded_status, its.ended)
+      tally(queue, E.SUCCEED, its.ended)
     end
   end
   flush()

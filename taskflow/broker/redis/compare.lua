@@ -52,7 +52,7 @@ end
 local function compare_records(refs)
   local keys, counted, unreadable = {}, {}, 0
   for i = 1, #refs, 2 do
-    keys[#keys + 1] = P .. L.prefixes[refs[i] + 1] .. refs[i + 1]
+    keys[#keys + 1] = P .. PREFIXES[refs[i] + 1] .. refs[i + 1]
   end
   for i, stored in ipairs(get_all(keys)) do
     local kind, id = refs[2 * i - 1], refs[2 * i]
@@ -87,7 +87,7 @@ local function compare_members(name, kind, id_at, rank, most)
   local members = call('ZRANGE', key, rank, rank + most - 1)
   for i, member in ipairs(members) do
     ids[i] = sub(member, id_at ~= 0 and id_at or (string.find(member, '\0\1', 1, true) or 0) + 2)
-    keys[i] = P .. L.prefixes[kind + 1] .. ids[i]
+    keys[i] = P .. PREFIXES[kind + 1] .. ids[i]
   end
   for i, stored in ipairs(get_all(keys)) do
     local header = stored and touch(kind, ids[i], stored).header

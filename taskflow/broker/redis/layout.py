@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+import struct
 import zlib
 from collections.abc import Sequence, Set
 from typing import Any, Final, NamedTuple
@@ -36,6 +38,7 @@ GROUPS_AT_ONCE: Final = 60
 """The maximum number of an index's groups that one script counts, so that other clients don't wait for long."""
 
 _BIAS: Final = 1 << 63
+_SMALL_BIAS: Final = 1 << 15
 
 
 def number_bytes(number: int) -> bytes:
@@ -84,19 +87,25 @@ DEFAULTS: Final = {
 # --- members of indexes -------------------------------------------------------------------------------------------
 
 
+_TEXTS: Final = (Type.NAME, Type.BYTES)
+
+
 class Member(NamedTuple):
     """Describes how a member of an index is made from a position and an id.
 
-    `types`   the types of the position's values, except an id at its end
-    `falls`   for each of these values, True if members descend by it
-    `has_id`  True if the id ends the position
-    `id_at`   the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
+    `types`    the types of the position's values, except an id at its end
+    `falls`    for each of these values, True if members descend by it
+    `has_id`   True if the id ends the position
+    `id_at`    the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
+    `numbers`  the layout of the values after the last text; each stored number exceeds its value by the one in `biases`
     """
 
     types: tuple[Type, ...]
     falls: tuple[bool, ...]
     has_id: bool
     id_at: int | None
+    numbers: struct.Struct
+    biases: tuple[int, ...]
 
 
 def _member(index: Index) -> Member:
@@ -111,7 +120,10 @@ def _member(index: Index) -> Member:
         id_at = -1
     else:
         id_at = sum(2 if each is Type.SMALL else 8 for each in chosen)
-    return Member(chosen, falls, "id" in index.at, id_at)
+    begin = max((at for at, of_type in enumerate(chosen, 1) if of_type in _TEXTS), default=0)
+    layout = struct.Struct(">" + "".join("H" if of_type is Type.SMALL else "Q" for of_type in chosen[begin:]))
+    biases = [_SMALL_BIAS if chosen[at] is Type.SMALL else _BIAS - falls[at] for at in range(begin, len(chosen))]
+    return Member(chosen, falls, "id" in index.at, id_at, layout, tuple(biases))
 
 
 BY_NAME: Final = {index.name: index for index in INDEXES}
@@ -129,37 +141,35 @@ def _value_bytes(of_type: Type, value: Any) -> bytes:
     if of_type is Type.NUMBER:
         return number_bytes(value)
     if of_type is Type.SMALL:
-        return bytes((value + 32_768).to_bytes(2, "big"))
+        return bytes((value + _SMALL_BIAS).to_bytes(2, "big"))
     return ended(text_bytes(value) if of_type is Type.NAME else value)
 
 
 def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
     """Return the position and the id from which a member of an index was made."""
     values, at = list[Any](), 0
-    for of_type, falls in zip(member.types, member.falls, strict=True):
-        if of_type is Type.NUMBER:
-            values.append(number_in(packed[at : at + 8]) + falls)
-            at += 8
-        elif of_type is Type.SMALL:
-            values.append(int.from_bytes(packed[at : at + 2], "big") - 32_768)
+    for of_type in member.types[: len(member.types) - len(member.biases)]:
+        if of_type is Type.SMALL:
+            values.append(int.from_bytes(packed[at : at + 2], "big") - _SMALL_BIAS)
             at += 2
-        else:
-            end = packed.index(b"\0\1", at)
-            value = packed[at:end].replace(b"\0\xff", b"\0")
-            values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
-            at = end + 2
-    record_id = packed[at:]
+            continue
+        end = packed.index(b"\0\1", at)
+        value = packed[at:end].replace(b"\0\xff", b"\0")
+        values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
+        at = end + 2
+    values += map(operator.sub, member.numbers.unpack_from(packed, at), member.biases)
+    record_id = packed[at + member.numbers.size :]
     return (*values, record_id) if member.has_id else tuple(values), record_id
 
 
 def bounds(index: str, prefix: Position, after: Position | None, until: Position | None, *, backwards: bool) -> tuple[bytes, bytes]:
     """Return the bounds of a scan: the first possible member (inclusive), and the end (exclusive), or b"" if the scan has no end."""
     member = MEMBERS[index]
-    width = len(member.types) + member.has_id
     begin = position_bytes(member, prefix)
     least, ends = begin, behind(begin)
     if after is None and until is None:
         return least, ends
+    width = len(member.types) + member.has_id
 
     def past(position: Position) -> bytes:
         """Return the smallest bytes that sort after all members at exactly this position. No member is at an incomplete position."""
@@ -238,10 +248,11 @@ def literals() -> dict[str, str]:
 
 
 def _types(kind: int) -> str:
-    """Return the types of a header's fields as letters: the first letter of each type, in upper case if the field is always present."""
+    """Return the types of a header's fields as a Lua string of letters: the first letter of each type, in upper case if the field is always
+    present."""
     letters = [{Type.NUMBER: "n", Type.SMALL: "s"}.get(field.type, "t") for field in HEADERS[kind]]
     given = zip(letters, HEADERS[kind], strict=True)
-    return "{" + ", ".join(f"'{letter if field.default is None else letter.upper()}'" for letter, field in given) + "}"
+    return "'" + "".join(letter if field.default is None else letter.upper() for letter, field in given) + "'"
 
 
 def lua_bytes(value: bytes) -> str:
@@ -302,7 +313,7 @@ def id_at(index: str) -> int:
 
 def texts_in(index: Index) -> int:
     """Return how many variable-length values begin the groups of an index. Such values occur nowhere else in a group."""
-    return len([each for each in MEMBERS[index.name].types[: index.groups] if each in (Type.NAME, Type.BYTES)])
+    return len([each for each in MEMBERS[index.name].types[: index.groups] if each in _TEXTS])
 
 
 def packed_entries(kind: int, values: Sequence[str | bytes]) -> list[bytes]:

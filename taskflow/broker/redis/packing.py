@@ -203,7 +203,10 @@ class Steps:
             totals += (_total_name(queue, event), n)
         return [
             expect,
-            [self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT) for put in step.puts],
+            [
+                [numbers[put.ref]] if type(put) is Passing else self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT)
+                for put in step.puts
+            ],
             [number(ref) for ref in step.drops],
             [value for ref, _, n, most in step.adds for value in (number(ref), n, False if most is None else most)],
             totals,
@@ -212,8 +215,6 @@ class Steps:
 
     def _put(self, put: Put, *, is_new: bool) -> list[Any]:
         kind = put.ref.kind
-        if type(put) is Passing:
-            return [self._number(put.ref)]
         if is_new and kind == Kind.JOB and (plain := self._plain_job(put)) is not None:
             return plain
         if is_new and kind in _BARE:
@@ -230,13 +231,13 @@ class Steps:
         return [self._number(put.ref), header, stamps, sent, state, self._content(put), entries, is_new, request]
 
     def _ending(self, runs: Sequence[Run]) -> list[list[Any]]:
-        packed = list[list[Any]]()
-        for job_id, epoch, session, claim, result, ran_for, keep_for, *_ in runs:
+        packed, number = list[list[Any]](), self._number
+        for job_id, epoch, session, claim, result, ran_for, keep_for, _, _, _ in runs:
             if is_apart(result, self._max_inline):
                 self.contents[job_id + self._rev] = result
                 result = reference_to(result, self._rev)
             fence = epoch.to_bytes(8, "big") + session + claim
-            packed.append([self._number(Ref(Kind.JOB, job_id)), fence, number_bytes(max(0, ran_for)), keep_for, result])
+            packed.append([number(Ref(Kind.JOB, job_id)), fence, number_bytes(max(0, ran_for)), keep_for, result])
         return packed
 
     def _content(self, put: Put) -> Any:

@@ -11,7 +11,7 @@
 local function records_of(kind, ids)
   local keys = {}
   for i, id in ipairs(ids) do
-    keys[i] = P .. L.prefixes[kind + 1] .. id
+    keys[i] = P .. PREFIXES[kind + 1] .. id
   end
   local found = get_all(keys)
   for i, stored in ipairs(found) do
@@ -231,7 +231,7 @@ end
 
 -- Returns what each scan selects. The records of all are read together.
 local function scan_all(scans)
-  local replies, ids, places = {}, {}, {}
+  local replies, ids, places = {}, {}, {} -- by kind: ids of records, and where they go: a reply and a number, alternating
   for n, each in ipairs(scans) do
     local name, least, ends, backwards, limit, with_records, kind, id_at, only = unpack(each)
     local members, records = members_of(name, least, ends, backwards, limit, only)
@@ -245,14 +245,14 @@ local function scan_all(scans)
           _, last = string.find(member, '\0\1', 1, true)
         end
         append_to(ids, kind, sub(member, last + 1))
-        append_to(places, kind, { reply, 2 * i })
+        append_to(places, kind, reply)
+        append_to(places, kind, 2 * i)
       end
     end
   end
   for kind, of_kind in pairs(ids) do
     for n, stored in ipairs(records_of(kind, of_kind)) do
-      local place = places[kind][n]
-      place[1][place[2]] = stored
+      places[kind][2 * n - 1][places[kind][2 * n]] = stored
     end
   end
   return replies

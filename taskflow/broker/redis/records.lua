@@ -19,6 +19,8 @@
 
 -- === part records ==========================================================================================
 local ZERO = enc(0)
+-- By kind plus 1. A name of the form L.x stands for its value wherever it occurs, so each use of a table would create it again.
+local PREFIXES, FIELDS, TYPES = L.prefixes, L.fields, L.types
 local NONE = '\0\0\0\0\0\0\0\0'
 
 -- Returns whether another program has changed the name of a queue: it then has bytes that never occur in UTF-8.
@@ -107,7 +109,7 @@ local function encode_extra(rev, header, sent, state, content)
     .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (member or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
--- Decodes a record of another kind. A type in upper case marks a field that is always present.
+-- Decodes a record of another kind. A type is a letter, in upper case if the field is always present.
 local function decode_other(kind, stored)
   local length = struct.unpack('>I4', stored, 10)
   local header, parts, at = cmsgpack.unpack(sub(stored, 14, 13 + length)), {}, 14 + length
@@ -119,8 +121,9 @@ local function decode_other(kind, stored)
       at = at + size - 1
     end
   end
-  for field, of_type in ipairs(L.types[kind + 1]) do
-    local value, is_right = header[field], nil
+  local types = TYPES[kind + 1]
+  for field = 1, #types do
+    local of_type, value, is_right = sub(types, field, field), header[field], nil
     if of_type == 'n' or of_type == 'N' then
       is_right = type(value) == 'string' and #value == 8
     elseif of_type == 's' or of_type == 'S' then
@@ -247,7 +250,7 @@ local function touch(kind, id, stored)
       is_read, header, sent, state, content = pcall(decode_other, kind, stored)
     end
   end
-  if not is_read or type(header) ~= 'table' or #header ~= L.fields[kind + 1] then
+  if not is_read or type(header) ~= 'table' or #header ~= FIELDS[kind + 1] then
     record = { kind = kind, id = id, stored = stored, is_unread = stored and true, before = nil }
   elseif kind ~= K.JOB then
     record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content,
@@ -334,7 +337,7 @@ local function write_record(record)
   if not header and (not record.stored or record.is_unread) then -- there is nothing to write or remove
     return
   end
-  local key = P .. L.prefixes[kind + 1] .. id
+  local key = P .. PREFIXES[kind + 1] .. id
   if header then
     values[#values + 1] = key
     values[#values + 1] = encode(kind, record.rev or sub(record.stored, 2, 9), header, record.sent, record.state, record.content)

@@ -49,6 +49,7 @@ _WAITING: Final = struct.Struct(">9xHBQQQHHI")
 _LEASED: Final = struct.Struct(">9xQ16s12sQQH")
 _ENDED: Final = struct.Struct(">QQQ")
 _LENGTH: Final = struct.Struct(">I")
+_NO_PART: Final = bytes(4)
 _JOB_DEFAULTS: Final = {field.name: field.default for field in HEADERS[Kind.JOB]}
 _FIELDS: Final = {kind: tuple((field.name, field.type, field.default is None) for field in fields) for kind, fields in HEADERS.items()}
 _REQUEST_BYTES: Final = 8
@@ -211,6 +212,8 @@ def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: 
     header = dict(found)
     if ref.kind == Kind.SESSION:
         header["request"] = number_in(request)
+    if stored[at : at + 4] == stored[-4:] == _NO_PART and _LENGTH.unpack_from(stored, at + 4)[0] == len(stored) - at - 11:
+        return Record(ref, rev, header, None, stored[at + 8 : -4])  # most records have only a state
     parts = list[bytes | None]()
     for _ in range(3):
         size = _LENGTH.unpack_from(stored, at)[0]

@@ -333,12 +333,11 @@ def _entries(scan: Scan, found: Sequence[Any], with_content: bool) -> list[Entry
     entries = list[Entry]()
     for at in range(0, len(found), 2 if scan.with_records else 1):
         position, record_id = split(member, found[at])
-        record = None
-        if scan.with_records:
-            if at + 1 >= len(found) or found[at + 1] is None:
-                continue  # another program has removed the record
+        if not scan.with_records:
+            entries.append(Entry(position, Ref(kind, record_id), None))
+        elif at + 1 < len(found) and found[at + 1] is not None:  # otherwise another program has removed the record
             record = record_of(kind, record_id, found[at + 1], with_content=with_content)
-        entries.append(Entry(position, Ref(kind, record_id), record))
+            entries.append(Entry(position, record.ref, record))
     return entries
 
 
