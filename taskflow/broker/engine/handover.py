@@ -93,11 +93,11 @@ class _Step:
         None, and add nothing, if a waiting job needs the general decision."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
         room = max(0, gate.header["most"] - gate.header["taken"] + ending) if gate.header["has_waiting"] else 0
-        passing = [entry.record for entry in waiting[:room]]
-        if not all(record is not None and _may_pass(record, self._paused) for record in passing):
-            return None
+        passing = [entry.record for entry in waiting[:room] if entry.record is not None]
         for waiter in passing:
-            assert waiter is not None
+            if not _may_pass(waiter, self._paused):
+                return None
+        for waiter in passing:
             self._expect[waiter.ref] = waiter.rev
             self._puts.append(Passing(waiter.ref, _READIED))
             counted = (waiter.header["queue"], Event.DUE)
