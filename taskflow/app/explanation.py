@@ -40,7 +40,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about a job's queue, the jobs ahead of it and the workers, from which `reasons` derives its reasons."""
+    """Facts about a job's queue, the jobs ahead of it and the workers, from which `reasons` derives the reasons for the job's state."""
 
     now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False

@@ -35,7 +35,7 @@ _SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Rec
 
 
 class Origin(Enum):
-    """How a handle was made. This determines the error if the store does not know the job."""
+    """How a handle was made. It determines which error is raised if the store does not know the job."""
 
     SENT = "sent"
     TRANSACTION = "sent in a transaction"

@@ -19,7 +19,7 @@ from taskflow.model.wording import POISON
 
 
 class StoredArguments:
-    """The stored arguments of a job. `job` is the job type, if this process knows it. A pickled copy does not include it."""
+    """The stored arguments of a job. `job` is the job type, if this process knows it; a pickled copy leaves it out."""
 
     __slots__ = ("_decoded", "_job", "_limits", "_payload")
 

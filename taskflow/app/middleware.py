@@ -267,7 +267,7 @@ def stamping(middleware: Sequence[Middleware]) -> list[Middleware]:
 
 
 def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[Envelope]:
-    """Let these layers stamp the calls, and return the calls' envelopes in the same order. Errors of telemetry are only logged."""
+    """Let these layers stamp the calls, and return the calls' envelopes in the same order. Telemetry's errors are only logged."""
     calls = tuple(calls)  # middleware cannot reorder a tuple
     if calls:
         for layer in layers:

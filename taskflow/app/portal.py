@@ -131,7 +131,7 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
 
 
 class _Portal:
-    """An event loop in a daemon thread. A forked child that closed anyio's portal would hang, because it lacks the portal's thread."""
+    """An event loop in a daemon thread. anyio's portal won't do: a forked child that closed it would wait forever for a missing thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
