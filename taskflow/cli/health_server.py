@@ -126,7 +126,7 @@ class HealthServer:
         if ask is None:
             try:
                 page = self._pages[path]() if path in self._pages else None
-            except Exception as error:  # for example, a collector of the application has raised it
+            except Exception as error:  # for example, one of the application's collectors has raised it
                 raised = {"why": f"{type(error).__name__}: {error}"}
                 return _response(HTTPStatus.INTERNAL_SERVER_ERROR, raised, with_body=with_body)
             if page is not None:

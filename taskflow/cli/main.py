@@ -142,7 +142,7 @@ def _explain(error: Exception) -> int:
 
     if not isinstance(error, TaskflowError | OSError):
         raise error
-    if not isinstance(error, TaskflowError):  # usually the output cannot be written; errors of the store are TaskflowErrors
+    if not isinstance(error, TaskflowError):  # usually the output cannot be written; the store's errors are TaskflowErrors
         try:
             sys.stdout.flush()
         except OSError:

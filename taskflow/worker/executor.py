@@ -62,7 +62,7 @@ TIMED_OUT: Final = str(RunEnding.TIMED_OUT)
 WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
-# Errors which show that a job was sent by another version of the application or of taskflow, because every sender checks the arguments.
+# Errors that show that a job was sent by another version of the application or of taskflow, because every sender checks the arguments.
 PARKED_ON: Final = (errors.NewerFormat, errors.UnknownArgument, errors.MissingArgument, errors.UnknownType)
 
 MAX_PARK_TIME: Final = 7 * DAY
@@ -428,7 +428,7 @@ class Executor:
         lease, policy = holding.lease, job.policy
         ending = RunEnding.TIMED_OUT if holding.why_stopped == TIMED_OUT else RunEnding.FAILED
         noted = failure_of(error, lease.attempt, job.function, ending)
-        # SystemExit, KeyboardInterrupt and cancellations by other code are ordinary failures
+        # SystemExit, KeyboardInterrupt and cancellations by other code are failures too, and retried whatever `retry_on` says
         is_retried = isinstance(error, (ChildFailed, RolledBack, *policy.retry_on)) or not isinstance(error, Exception)
         is_final = lease.is_last_attempt or isinstance(error, errors.WrongBatchResult)
         if is_final or not (isinstance(error, Retry) or (is_retried and not isinstance(error, policy.discard_on))):
@@ -441,7 +441,7 @@ class Executor:
     def _wait(self, lease: Lease, retry: Backoff | RetryFunction, error: BaseException) -> float | None:
         """Return the seconds to wait before the next attempt, or None if the job's retry function allows no more attempts."""
         if not isinstance(retry, Backoff):
-            is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # a run judged RolledBack may still succeed
+            is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # a run with RolledBack may still have succeeded
             try:
                 wait = retry(lease.attempt, error) if is_asked else None  # type: ignore[arg-type]
                 if wait is not None:

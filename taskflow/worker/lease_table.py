@@ -39,7 +39,7 @@ class HeldLease:
     in_thread: asyncio.Future[Any] | None = None  # the future of the run's plain function, if that runs in a thread
     why_stopped: str | None = None
     asked_at: float | None = None  # when the run was asked to stop
-    reminders: int = 0  # how many times it has been reported that the run has not stopped
+    reminders: int = 0  # how many times the run has been reported as still running
     is_offered: bool = False
     is_held_up: bool = False  # True once its settlement has been set aside, usually because another program's transaction blocks it
     completed: bytes | None = None  # the result with which the run was, or may have been, settled in a transaction

@@ -116,7 +116,7 @@ class Drain:
             return True
         scheduled = await self._scheduled(queue)
         if len(scheduled) == queue.counts[Status.SCHEDULED]:  # otherwise a job has become ready in the meantime, or is new
-            # The first record gives the store's time, which decides when jobs are due.
+            # The earliest due time minus `next_due_in` is the store's time, which decides when jobs are due.
             until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
             if not any(record.due_at.timestamp() <= until and self._can_run(record) for record in scheduled):
                 return False
