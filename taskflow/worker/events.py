@@ -107,7 +107,7 @@ class SessionOpened(WorkerEvent, frozen=True):
 
 
 class SessionEnded(WorkerEvent, frozen=True):
-    """The broker or the worker has ended the session. `is_followed` is False if the worker is winding down, so that no new one follows."""
+    """The broker or the worker has ended the session. `is_followed` is False if the worker is finishing or winding down: none follows."""
 
     name: str
     why: str

@@ -50,7 +50,8 @@ def log_event(event: Event) -> None:
             words = f"was completed in a transaction that was rolled back: {outcome}{details}"
             _say(max(level, logging.WARNING), lease, words)
         case events.QuarantineStarted(lease, seconds):
-            words = f"was lost with its worker {lease.crashes} times in a row: nothing else starts here for {seconds:g} s, or until it ends"
+            times = "once" if lease.crashes == 1 else f"{lease.crashes} times in a row"
+            words = f"was lost with its worker {times}: nothing else starts here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
         case events.HandedBackOften(lease):
             _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {INTERRUPTED_HINT}")

@@ -231,7 +231,7 @@ class WorkerSession:
     def lose(self, why: str) -> None:
         """Give up the session and cancel its runs, because other workers may already run its jobs."""
         if self.phase < Phase.LOST:
-            is_followed = self.phase < Phase.WINDING_DOWN
+            is_followed = self.phase is Phase.WORKING
             self.lease_table.close()  # no further runs start
             self._enter(Phase.LOST)
             self._events.emit(events.SessionEnded(self.session.name, why, is_followed))

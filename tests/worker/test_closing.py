@@ -105,6 +105,22 @@ async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: st
     assert sum(isinstance(event, SessionOpened) for event in heard.events) == 1
 
 
+async def test_no_session_follows_one_that_is_lost_while_it_finishes() -> None:
+    async with a_faulty_broker() as broker:
+        heard = EventRecorder()
+        await waits.delay()
+        async with Worker(options=options(heard)) as worker:
+            await Run.started.wait()
+            [record] = await broker.admin.workers()
+            finishing = asyncio.create_task(worker.finish())
+            await asyncio.sleep(0)
+            await broker.beat(Beat(session=record.session.id, leaving=True))
+            await finishing
+    [ended] = [event for event in heard.events if isinstance(event, SessionEnded)]
+    assert not ended.is_followed
+    assert sum(isinstance(event, SessionOpened) for event in heard.events) == 1
+
+
 def test_a_run_that_asyncio_run_cancels_with_its_worker_is_handed_back() -> None:
     """The worker's block is in a background task, and the main task returns."""
 
