@@ -82,8 +82,8 @@ class Rollout:
         return problem
 
     async def _check(self) -> str | None:
-        """Return a message about the first job that failed again, or None. Unfinished jobs are checked again after the others."""
-        left, next_ones = list[bytes](), self.watched[:MAX_CHECKED]
+        """Return a message about the jobs that failed again, or None. Unfinished jobs are checked again after the others."""
+        left, failures, next_ones = list[bytes](), list[str](), self.watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
             for job_id, record in zip(ids, await self._call(lambda broker, ids=ids: broker.read(ids)), strict=True):  # type: ignore[misc]
@@ -91,8 +91,8 @@ class Rollout:
                 if record is not None and (record.status is Status.FAILED or record.failures > 0 or record.crashes > 0):
                     error = record.errors[-1] if record.errors else None
                     why = record.reason or (f"{error.type}: {error.message}" if error else "")
-                    return f"{id_text(job_id)} failed again: {message(why)}"
-                if record is not None and not record.status.is_ended:
+                    failures.append(f"{message(why)} ({id_text(job_id)})")
+                elif record is not None and not record.status.is_ended:
                     left.append(job_id)
         self.watched = self.watched[MAX_CHECKED:] + left
-        return None
+        return f"{len(failures):,} of {self.stage:,} failed again: {failures[0]}" if failures else None
