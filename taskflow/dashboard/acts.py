@@ -19,20 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
-from taskflow.app.bulk_actions import (
-    DEFAULTS,
-    POSSIBLE,
-    RECORD_TIMEOUT,
-    STOPPED,
-    ActionName,
-    ActionResult,
-    check_view,
-    count,
-    pages as all_pages,
-    perform,
-    selection,
-)
+from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, STOPPED, ActionName, ActionResult, perform, selection
 from taskflow.app.operate import group_ids, operate
 from taskflow.app.rollout import Rollout, stages_of
 from taskflow.app.schedules import schedules
@@ -48,9 +37,7 @@ from taskflow.model.record import LIVE, Status
 
 log: Final = logging.getLogger("taskflow.dashboard")
 
-TYPED_ABOVE: Final = 1_000
-"""An action on more jobs than this has to be confirmed by typing a word."""
-
+TYPED_ABOVE: Final = 1_000  # an action on more jobs than this has to be confirmed by typing a word
 MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # maximum number of jobs in one form
@@ -59,13 +46,9 @@ STAGES: Final = (1, 10)
 MAX_WAIT: Final = 600.0  # seconds for which a stage waits for its jobs
 MAX_KEPT: Final = 50  # maximum number of ended actions that are kept for their pages
 REFRESH: Final = "2"  # seconds
-ELSEWHERE: Final = (
-    "This process does not know the action, but another process may: this page reloads every two seconds. The audit "
-    "log shows what was done."
-)
+ELSEWHERE: Final = "Another process may know this action: this page reloads every two seconds. The audit log shows what was done."
+# the paths that a form may name as the page it came from
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
-"""Matches the paths that a form may name as the page it came from."""
-
 DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "due now", "cancel": "cancelled", "purge": "discarded"}
 
 
@@ -120,7 +103,7 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
             how: dict[str, Any] = {"group": group, "in_stages": in_stages, "back": back, "error": error}
             return Target(action=action, ids=found[:most], view=view, fields=given, **how)
         view = view_of_filters(filters)
-        check_view(action, view)
+        bulk_actions.check_view(action, view)
         view = view if view.statuses else msgspec.structs.replace(view, statuses=tuple(sorted(DEFAULTS[action])))
         return Target(action=action, view=view, fields=list(filters.items()), back=back)
 
@@ -131,7 +114,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
     if target.ids or target.group:
         return len(target.ids), False
     if LIVE.issuperset(view.statuses) and view == View(queue=view.queue, statuses=view.statuses):
-        return await count(default_app().client().call, view), False
+        return await bulk_actions.count(default_app().client().call, view), False
     if view == View(queue=view.queue, job=view.job, statuses=(Status.FAILED,)):
         groups = await remembered(
             ("number", view),
@@ -139,7 +122,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
         )
         return sum(group.count for group in groups), False
     number = 0
-    async for records in all_pages(default_app().client().call, view):
+    async for records in bulk_actions.pages(default_app().client().call, view):
         number += len(records)
         if number > MAX_COUNTED:
             return MAX_COUNTED, True
@@ -263,7 +246,7 @@ class Acts:
         """Stop all actions of the running event loop, because its process is ending. The store must still be open."""
         loop = asyncio.get_running_loop()
         running = [act for act in self._acts.values() if act.is_running and act.task.get_loop() is loop]
-        await asyncio.gather(*[act.stop(f"{STOPPED} by the end of its process", RECORD_TIMEOUT) for act in running])
+        await asyncio.gather(*[act.stop(f"{STOPPED} by the end of its process", bulk_actions.RECORD_TIMEOUT) for act in running])
 
     def _action_of(self, request: Request) -> StartedAction:
         act = self._acts.get(request.path_params["name"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -98,24 +98,17 @@ async def _history(request: Request) -> list[Runs]:
     ]
 
 
-class Resource(NamedTuple):
-    """A resource of the API: the function that reads it, the type of its content, and the names of its query parameters."""
-
-    read: Callable[[Request], Awaitable[Any]]
-    kind: Any
-    query: tuple[str, ...] = ()
-
-
-RESOURCES: Final = {
-    "/queues": Resource(lambda request: operate.queues(), list[QueueInfo]),
-    "/workers": Resource(lambda request: operate.workers(), list[WorkerInfo]),
-    "/jobs": Resource(_jobs, Jobs, (*FILTERS, "cursor", "limit")),
-    "/jobs/{id}": Resource(_job, Job),
-    "/failures": Resource(_failures, list[FailureGroup], ("queue", "job", "tag", "deploy")),
-    "/limits": Resource(lambda request: limits.list(request.query_params.get("limit") or None), list[LimitInfo], ("limit",)),
-    "/schedules": Resource(lambda request: schedules.list(), list[ScheduleInfo]),
-    "/history": Resource(_history, list[Runs], ("hours",)),
-    "/audit": Resource(lambda request: pages.actions_before(request), list[ActionRecord], ("before",)),
+# By path: the function that reads the content, the content's type, and the names of the query parameters.
+RESOURCES: Final[Mapping[str, tuple[Callable[[Request], Awaitable[Any]], Any, tuple[str, ...]]]] = {
+    "/queues": (lambda request: operate.queues(), list[QueueInfo], ()),
+    "/workers": (lambda request: operate.workers(), list[WorkerInfo], ()),
+    "/jobs": (_jobs, Jobs, (*FILTERS, "cursor", "limit")),
+    "/jobs/{id}": (_job, Job, ()),
+    "/failures": (_failures, list[FailureGroup], ("queue", "job", "tag", "deploy")),
+    "/limits": (lambda request: limits.list(request.query_params.get("limit") or None), list[LimitInfo], ("limit",)),
+    "/schedules": (lambda request: schedules.list(), list[ScheduleInfo], ()),
+    "/history": (_history, list[Runs], ("hours",)),
+    "/audit": (pages.actions_before, list[ActionRecord], ("before",)),
 }
 
 
@@ -129,17 +122,17 @@ def api_routes(prefix: str) -> list[Route]:
 
         return answer
 
-    reads = {path: resource.read for path, resource in RESOURCES.items()} | {"/openapi.json": describe}
+    reads = {path: read for path, (read, *_) in RESOURCES.items()} | {"/openapi.json": describe}
     return [Route(prefix + path, answering(read)) for path, read in reads.items()]
 
 
 def openapi(server: str) -> dict[str, Any]:
     """Return an OpenAPI 3.1 description of the resources."""
-    kinds = [resource.kind for resource in RESOURCES.values()]
+    kinds = [kind for _, kind, _ in RESOURCES.values()]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths = {}
-    for (path, resource), schema in zip(RESOURCES.items(), schemas, strict=True):
-        names = [("id", "path")] * ("{id}" in path) + [(name, "query") for name in resource.query]
+    for (path, (*_, query)), schema in zip(RESOURCES.items(), schemas, strict=True):
+        names = [("id", "path")] * ("{id}" in path) + [(name, "query") for name in query]
         parameters = [{"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}} for name, place in names]
         content = {"application/json": {"schema": schema}}
         paths[path] = {"get": {"parameters": parameters, "responses": {"200": {"description": "the current state", "content": content}}}}

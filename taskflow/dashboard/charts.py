@@ -159,20 +159,12 @@ def _figure(plot: Mapping[str, Any], drawn: Markup, note: str = "") -> Markup:
     )
 
 
-class Histogram(msgspec.Struct, frozen=True):
-    """A drawing and its table: for each bin its upper bound, and how many runs of each series were in it."""
-
-    drawn: Markup
-    heads: list[str]
-    table: list[tuple[str, list[int]]]
-
-
-def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram | None:
+def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> dict[str, Any]:
     """Draw one chart of `series`, which maps names to histograms of a `Measure`. Several series are drawn as shares, side by side, with the
-    last one in colour. Return None if there were no runs."""
+    last one in colour. Return the drawing and its table: for each bin, its upper bound and its number of runs. Without runs, both lack."""
     series = {name: bins for name, bins in series.items() if bins}
     if not series:
-        return None
+        return {}
     first, last = min(map(min, series.values())), max(map(max, series.values()))
     table = [(duration((1 << place) / 1_000_000), [bins.get(place, 0) for bins in series.values()]) for place in range(first, last + 1)]
     totals = [sum(bins.values()) or 1 if len(series) > 1 else 1 for bins in series.values()]
@@ -199,7 +191,8 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
         "series": [Series(*each) for each in zip(names, styles, zip(*shares, strict=True), strict=True)],
         "bins": [bound for bound, _ in table],
     }
-    return Histogram(_figure(plot, bars + labels), [f"#{name}" if name == "Runs" else f"#Runs {name}" for name in names], table)
+    heads = ["#Below", *(f"#{name}" if name == "Runs" else f"#Runs {name}" for name in names)]
+    return {"drawn": _figure(plot, bars + labels), "heads": heads, "table": table}
 
 
 def runs(record: Record, now: datetime) -> Markup | None:

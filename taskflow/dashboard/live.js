@@ -74,7 +74,7 @@ function listen() {
   function open() {
     source = new EventSource(live);
     source.addEventListener("open", () => (drops = 0));
-    for (const kind of ["seen", "change"]) source.addEventListener(kind, (event) => on(event.lastEventId));
+    source.addEventListener("state", (event) => on(event.lastEventId));
     source.addEventListener("away", () => on("away"));
     source.addEventListener("error", () => {
       if (++drops > 1 || source.readyState === EventSource.CLOSED) note.textContent = "not live";

@@ -50,8 +50,7 @@ class Sampler:
         self._took = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
-        """Yield events for a browser that has seen this digest (empty for none): "seen" at first, "change" when the digest changes, and
-        "away" when the store does not answer."""
+        """Yield events for a browser that has seen this digest (empty for none): "state" with each other digest, and "away"."""
         mine, sent = asyncio.Event(), seen
         self._watchers.add(mine)
         if self._task is None or self._task.done():
@@ -62,11 +61,7 @@ class Sampler:
             while not self.is_ending:
                 if self._state not in ("", sent):
                     sent = self._state
-                    if sent == AWAY:
-                        yield f"event: {AWAY}\ndata: 1\n\n"
-                    else:
-                        yield f"event: {'change' if seen not in ('', sent) else 'seen'}\nid: {sent}\ndata: 1\n\n"
-                        seen = sent
+                    yield f"event: {AWAY}\ndata: 1\n\n" if sent == AWAY else f"event: state\nid: {sent}\ndata: 1\n\n"
                 mine.clear()
                 async with asyncio.timeout_at(ends_at):
                     await mine.wait()

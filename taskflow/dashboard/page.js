@@ -26,10 +26,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 const button = document.getElementById("help");
-if (button) {
-  button.hidden = false;
-  button.addEventListener("click", keys["?"]);
-}
+button?.removeAttribute("hidden");
+button?.addEventListener("click", keys["?"]);
 
 const zone = main.querySelector("input[data-zone]");
 if (zone) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone;

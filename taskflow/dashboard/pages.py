@@ -28,12 +28,12 @@ from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import remembered, seen
-from taskflow.dashboard.rendering import MAX_ROWS, redirect, render, with_query
+from taskflow.dashboard.rendering import MAX_ROWS, redirect, render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.measures import Measure, Measures, MeasuresRecord, add_up
-from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, is_parked, timeline, waits_at_limit
+from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline, waits_at_limit
 from taskflow.model.timetable import zone_of
 
 T = TypeVar("T")
@@ -121,11 +121,8 @@ async def overview(request: Request) -> Response:
 
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
     """Return the deploy that started last, judged by the oldest running worker of each deploy; an empty string if none is known."""
-    begun = dict[str, datetime]()
-    for worker in workers:
-        if worker.deploy and not worker.is_lost:
-            begun[worker.deploy] = min(worker.since, begun.get(worker.deploy, worker.since))
-    return max(begun, key=lambda deploy: begun[deploy], default="")
+    running = sorted((worker for worker in workers if worker.deploy and not worker.is_lost), key=lambda worker: worker.since)
+    return ["", *dict.fromkeys(worker.deploy for worker in running)][-1]
 
 
 async def jobs(request: Request) -> Response:
@@ -149,7 +146,6 @@ async def jobs(request: Request) -> Response:
         "Jobs",
         400 if problem else 200,
         group=group,
-        back=with_query("/jobs", {**filters, "group": group}),
         problem=problem,
         job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
@@ -189,13 +185,12 @@ async def job(request: Request) -> Response:
         record=record,
         tree=tree,
         flow_summary=flow_summary,
-        fields=(fields := record_json(record)),
-        trace=trace_of(fields["headers"]),
+        trace=trace_of(record.headers),
+        fields=record_json(record),
         why=found,
         limits=its_limits,
         moments=_moments(record, now),
         runs=charts.runs(record, now),
-        is_parked=is_parked(record),
         is_paused=(is_paused := any(f"queue {record.queue} is paused" in each.text for each in found)),
         pause=await _pause_of(record.queue) if is_paused else None,
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
@@ -272,8 +267,7 @@ def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]
     """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long timeline is cut."""
     found = timeline(record, now)
     timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
-    most = FIRST_MOMENTS + LAST_MOMENTS
-    return timed if len(timed) <= most else [*timed[:FIRST_MOMENTS], *timed[-LAST_MOMENTS:]]
+    return timed if len(timed) <= FIRST_MOMENTS + LAST_MOMENTS else [*timed[:FIRST_MOMENTS], *timed[-LAST_MOMENTS:]]
 
 
 async def failures(request: Request) -> Response:
@@ -285,7 +279,6 @@ async def failures(request: Request) -> Response:
         request,
         "failures.html",
         "Failures",
-        back=with_query("/failures", {"deploy": deploy, **filters}),
         filters=shown,
         is_filtered=bool(filters),
         deploy=deploy,

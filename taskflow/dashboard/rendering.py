@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -20,16 +21,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from taskflow.model.ids import id_text
 from taskflow.model.printable import duration, indented, json_text, one_line, span
-from taskflow.model.record import Status
+from taskflow.model.record import Status, is_parked
 
 HERE: Final = Path(__file__).parent
 KINDS: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 VENDOR: Final = HERE / "vendor"  # files of other projects
 FILES: Final = {path.name: path.read_bytes() for folder in (HERE, VENDOR) for path in sorted(folder.iterdir()) if path.suffix in KINDS}
-"""The content of the stylesheets, the scripts and the icon, by their names."""
-
-VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
-"""A version that changes with these files, so that browsers can cache them."""
+VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]  # it changes with the files, so that browsers can cache them
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
@@ -49,10 +47,7 @@ SAID: Final = {
 """For each value of `said=` in a URL, the text with which the page reports what an action did."""
 
 SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs other tasks
-
-_turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
-"""The pages of an event loop are rendered one at a time. Otherwise, the loop's other tasks would wait for a slice of each page."""
-
+_turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()  # pages are rendered one at a time
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
 
@@ -80,10 +75,6 @@ def code(text: str) -> Markup:
     """Return one-line text in which parts in backticks are marked up as code."""
     parts = one_line(text).split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
-
-
-def as_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def digest(name: str) -> str:
@@ -115,11 +106,11 @@ _templates: Final = Environment(
     finalize=_finalized,
     auto_reload=False,
 )
-for _filter in (when, as_json, block, code, digest, span, duration, absolute):
+for _filter in (when, block, code, digest, span, duration, absolute):
     _templates.filters[_filter.__name__] = _filter
-_templates.filters |= {"cut": one_line, "number": "{:,}".format}
+_templates.filters |= {"cut": one_line, "number": "{:,}".format, "as_json": partial(json.dumps, ensure_ascii=False)}
 _templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "most": MAX_ROWS, "statuses": [*Status]}
-_templates.globals["end"] = Markup("</tbody></table></div>")
+_templates.globals |= {"end": Markup("</tbody></table></div>"), "is_parked": is_parked, "with_query": with_query}
 _templates.globals |= vars(_templates.get_template("macros.html").module)
 for _name in _templates.list_templates():  # compiled now, because the first viewers' pages would keep the host's event loop waiting
     _templates.get_template(_name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, cast
 from urllib.parse import parse_qsl
 
@@ -46,14 +47,13 @@ def view_of_filters(filters: Mapping[str, str]) -> View:
         return view_of("page", cast(JobSelection, filters))
 
 
-class refusing:  # noqa: N801  # a context manager, like those of contextlib
-    """Turns a ValueError or a TypeError into a response with status 400 and the same text."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | TypeError):
-            raise HTTPException(400, str(error)) from error
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a ValueError or a TypeError into a response with status 400 and the same text."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def whole(text: str | None, default: int, least: int, most: int) -> int:

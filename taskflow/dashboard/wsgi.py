@@ -6,7 +6,7 @@ import atexit
 import inspect
 from collections.abc import Iterable, Mapping
 from http.client import responses
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from starlette.requests import Request
@@ -43,9 +43,9 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
                 scope[GIVEN] = authorize(Request(scope))
             except Exception as error:
                 scope[GIVEN] = error
-        answer = answer_of(app, scope, body)
-        start_response(f"{answer.status} {responses.get(answer.status, 'Unknown')}", answer.headers)
-        return [] if scope["method"] == "HEAD" else [answer.body]
+        status, headers, content = answer_of(app, scope, body)
+        start_response(f"{status} {responses.get(status, 'Unknown')}", headers)
+        return [] if scope["method"] == "HEAD" else [content]
 
     return serve
 
@@ -70,14 +70,8 @@ async def _given(request: Request) -> Access | None:
     return access
 
 
-class Answer(NamedTuple):
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
-    """Let the application answer a request on the shared loop, where the broker has its connections for callers without a loop."""
+def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Return the status, headers and content with which the application answers on the loop that callers without a loop share."""
     start: Message = {}
     parts = list[bytes]()
 
@@ -92,7 +86,7 @@ def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
 
     run_sync(app(scope, receive, send))
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
-    return Answer(start["status"], headers, b"".join(parts))
+    return start["status"], headers, b"".join(parts)
 
 
 def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str, str], **others: Any) -> Scope:

@@ -33,10 +33,10 @@ def dashboard(request: HttpRequest, path: str) -> HttpResponse:
     )
     if user.is_active and user.is_staff:
         scope[GIVEN] = Access(user.get_username(), user.has_perm("taskflow.act"), user.has_perm("taskflow.see_arguments"))
-    answer = answer_of(_application, scope, request.body)
-    response = HttpResponse(answer.body, status=answer.status)
+    status, headers, content = answer_of(_application, scope, request.body)
+    response = HttpResponse(content, status=status)
     del response.headers["Content-Type"]
-    for name, value in answer.headers:
+    for name, value in headers:
         response.headers[name] = value
     return response
 

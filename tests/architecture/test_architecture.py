@@ -46,11 +46,11 @@ BUDGETS = {
     "taskflow/worker": 7_110,
     "taskflow/cli": 4_760,
     "taskflow/testing": 1_040,
-    "taskflow/dashboard": 2_135,
+    "taskflow/dashboard": 2_075,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_790,
-    "tests": 75_945,
+    "taskflow": 55_730,
+    "tests": 75_935,
 }
 
 

@@ -38,7 +38,7 @@ async def get(site: Site, path: str, code: int = 200, **query: str) -> Any:
     document = strict(answer.text)
     kind = "/jobs/{id}" if path.startswith("/jobs/") else path
     if code == 200 and kind in DESCRIPTION["paths"]:
-        assert set(query) <= set(RESOURCES[kind].query)
+        assert set(query) <= set(RESOURCES[kind][2])
         schema = DESCRIPTION["paths"][kind]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         Draft202012Validator({**schema, "components": DESCRIPTION["components"]}).validate(document)
     return document

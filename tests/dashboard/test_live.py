@@ -50,20 +50,20 @@ async def test_a_watcher_hears_of_changes(world: World) -> None:
     stream = Sampler().changes("")
     assert await next_event(stream) == {"retry": "1000"}
     seen = await next_event(stream)
-    assert seen["event"] == "seen"
+    assert seen["event"] == "state"
     await world.add()
     change = await next_event(stream)
-    assert (change["event"], change["id"] != seen["id"]) == ("change", True)
+    assert (change["event"], change["id"] != seen["id"]) == ("state", True)
     await world.broker.admin.pause("mail")
-    assert (await next_event(stream))["event"] == "change"
+    assert (await next_event(stream))["event"] == "state"
     await world.a_session()
-    assert (await next_event(stream))["event"] == "change"
+    assert (await next_event(stream))["event"] == "state"
     await schedules.put("nightly", nothing.bind(), Cron("0 3 * * *"))
-    assert (await next_event(stream))["event"] == "change"
+    assert (await next_event(stream))["event"] == "state"
     await schedules.pause("nightly")
-    assert (await next_event(stream))["event"] == "change"
+    assert (await next_event(stream))["event"] == "state"
     await operate.pause(job="nothing")
-    assert (await next_event(stream))["event"] == "change"
+    assert (await next_event(stream))["event"] == "state"
     await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -76,7 +76,7 @@ async def test_a_watcher_that_reconnects_hears_of_missed_changes(memory: World) 
     await memory.add()
     again = sampler.changes(seen["id"])
     await next_event(again)
-    assert (await next_event(again))["event"] == "change"
+    assert (await next_event(again))["event"] == "state"
     await again.aclose()  # type: ignore[attr-defined]
 
 
@@ -127,9 +127,9 @@ async def test_a_stream_ends_after_a_while_so_that_servers_can_stop(memory: Worl
     answer = await site.client.get(f"{PREFIX}/live")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
-    assert answer.text.startswith("retry: 1000\n\nevent: seen\nid: ")
+    assert answer.text.startswith("retry: 1000\n\nevent: state\nid: ")
     change = await site.client.get(f"{PREFIX}/live", headers={"Last-Event-ID": "another"})
-    assert "event: change" in change.text
+    assert "event: state" in change.text
     async with Site(authorize=None) as closed:
         await closed.get("/live", code=403)
 
@@ -149,7 +149,7 @@ async def test_a_store_that_is_away_ends_no_stream(memory: World, monkeypatch: p
     await next_event(stream)
     assert (await next_event(stream))["event"] == "away"
     is_away = False
-    assert (await next_event(stream))["event"] == "seen"
+    assert (await next_event(stream))["event"] == "state"
     await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -157,7 +157,7 @@ async def test_a_page_is_fetched_again_after_a_while_because_its_ages_grow(memor
     monkeypatch.setattr(live, "MAX_AGE", 0.2)
     stream = Sampler().changes("")
     await next_event(stream)
-    assert [(await next_event(stream))["event"] for _ in range(2)] == ["seen", "change"]
+    assert [(await next_event(stream))["event"] for _ in range(2)] == ["state"] * 2
     await stream.aclose()  # type: ignore[attr-defined]
 
 
