@@ -34,7 +34,7 @@ from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.harnesses import MemoryHarness
 from tests.support.verdicts import failed, retried, settlement, succeeded
 from tests.support.world import World
-from tests.unit.app.jobs import nothing
+from tests.unit.app.jobs import add, nothing
 
 
 def payload(**arguments: Any) -> bytes:
@@ -392,6 +392,16 @@ async def test_schedules_are_listed_and_acted_on(world: World, site: Site) -> No
     await site.post("/schedules", code=400, name="nightly", action="remove")
     audit = await site.get("/audit")
     assert [verb in audit.text for verb in ("schedules.pause", "schedules.trigger", "schedules.resume", "ada", "repair")] == [True] * 5
+
+
+async def test_a_schedule_of_a_flow_names_its_jobs(world: World, site: Site) -> None:
+    await schedules.put("report", add.bind(1, 2) | add | nothing.bind(), Cron("0 3 * * *"))
+    [info] = await schedules.list()
+    page = await site.get("/schedules")
+    assert info.flow == f"3 jobs: 2 {add.name}, {nothing.name}"
+    assert info.flow in page.text
+    page = await site.post("/schedules", name="report", action="trigger")
+    assert "3 jobs: 2 held, 1 ready" in page.text
 
 
 async def test_a_schedule_whose_job_is_live_is_not_triggered_again(memory: World, site: Site) -> None:
