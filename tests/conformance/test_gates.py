@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.admin import LimitedJob, View
+from taskflow.broker.engine import gates
 from taskflow.broker.engine.draft import Draft, decide
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref
@@ -603,6 +604,16 @@ async def test_gate_taken_back__many(world: World) -> None:
     await world.upkeep()
     assert Counter(await statuses(world, *unserved)) == {Status.READY: 1, Status.SCHEDULED: 6}
     assert await statuses(world, *served) == [Status.READY] * 4
+
+
+async def test_gate_taken_back__behind_many(world: World) -> None:
+    """The first of the last waiting jobs gets the slot if more jobs of the same queue come before it than a decision reads."""
+    first, *_ = [await limited(world, queue="unserved") for _ in range(6)]
+    served = [await limited(world) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gates, "MAX_TRIED", 3)
+        await world.pass_time(5.1)
+    assert await statuses(world, first, *served) == [Status.SCHEDULED, Status.READY, Status.SCHEDULED]
 
 
 async def test_admin_limits(world: World) -> None:

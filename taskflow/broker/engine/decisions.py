@@ -161,9 +161,12 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
     crowded = [ref.id for ref, record in full.records.items() if record is not None and record.header["has_waiting"]]
     if not crowded:
         return 0
-    foreseen = Foreseen(dict.fromkeys(crowded, max(1, gates.MAX_TRIED // len(crowded))))
     refs |= {Ref(Kind.JOB, job.id) for job in jobs}
-    return sum((yield from decide([job.id for job in jobs], one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
+    ids, taken_back, size = [job.id for job in jobs], 0, max(1, gates.MAX_TRIED // len(crowded))
+    for each in (size, -size):  # if the first waiting jobs are all of this queue, those of another one have probably come later
+        foreseen = Foreseen(dict.fromkeys(crowded, each))
+        taken_back = taken_back or sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
+    return taken_back
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Missing(Exception):
 class Foreseen(NamedTuple):
     """Facts that are known in advance, so that decisions need no second query.
 
-    `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
+    `waiting`  for each gate: how many of its waiting jobs the decisions will probably need, or minus how many of the last ones
     `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes the slots back
     `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
     `seen`     an answer to the first query
@@ -130,7 +130,7 @@ class Draft:
         found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
         self._heads = {scan: entries for scan, entries in found.items() if not scan.with_records}
         scans = [scan for scan in scans if scan.with_records]
-        self._waiting = {scan.prefix[0]: deque(found[scan]) for scan in scans}
+        self._waiting = {scan.prefix[0]: deque(reversed(found[scan]) if scan.backwards else found[scan]) for scan in scans}
         for entries in self._waiting.values():
             self._stored.update({entry.ref: entry.record for entry in entries})
         self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
@@ -399,7 +399,7 @@ def _draft(
     many waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
     seen = foreseen.seen
     for _ in range(MAX_CHAIN):
-        scans = [*(Scan("gated", size, (gate,)) for gate, size in sizes.items()), *heads]
+        scans = [*(Scan("gated", abs(size), (gate,), backwards=size < 0) for gate, size in sizes.items()), *heads]
         draft = Draft(seen or (yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
         draft.paused, seen = foreseen.paused, None
         answers = draft.decide(items, one, together=together)
