@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from taskflow.broker.engine import decisions, moves
-from taskflow.broker.engine.records import BURIED, READY, RUNNING
-from taskflow.model.transitions import MOVES, Event
 from tests.conformance import clauses
-from tests.support.harnesses import BROKERS, MemoryHarness
+from tests.support.harnesses import BROKERS
 
 
 def test_every_clause_is_claimed_and_nothing_else() -> None:
@@ -39,19 +33,3 @@ def test_every_broker_has_joined() -> None:
     packages = {path.parent.name for folder in taskflow.broker.__path__ for path in Path(folder).glob("*/__init__.py")}
 
     assert {harness.name for harness in BROKERS} == packages - {"engine"}
-
-
-@pytest.mark.slow
-def test_every_legal_move_is_made_by_the_test_of_a_clause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine refuses all other moves. Claims are the stores' own."""
-    made, move = set[tuple[int, Event, int]](), moves.move
-
-    def noted(draft: Any, job: Any, event: Event, to: int) -> None:
-        made.add((BURIED if event is Event.ENQUEUE else job.header["status"], event, to))
-        move(draft, job, event, to)
-
-    monkeypatch.setattr(moves, "move", noted)
-    monkeypatch.setattr(decisions, "move", noted)
-    assert clauses.failing(MemoryHarness) == {}
-    assert moves._LEGAL - made == {(READY, Event.CLAIM, RUNNING)}
-    assert {event for _, event in MOVES} == set(Event)
