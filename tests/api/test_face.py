@@ -29,7 +29,7 @@ from tests.api import around, ask, compose, define, operate, promise, runs, say,
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.harnesses import BROKERS
 from tests.support.listing import listed
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import of_this_version, shared_postgres
 from tests.support.verdicts import failed as settled_as_failed
 from tests.support.world import World
 
@@ -180,7 +180,7 @@ async def test_block_2_4(world: World, capsys: pytest.CaptureFixture[str]) -> No
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     """The application's engine, to the database of the broker."""
     server = shared_postgres()
-    database = server.new_database()
+    database = of_this_version(server)
     url, driver = server.url(database), server.url(database).replace("postgresql:", "postgresql+asyncpg:")
     if request.param == "sqlite":
         url, driver = f"sqlite:///{tmp_path}/app.db?shared=1", f"sqlite+aiosqlite:///{tmp_path}/app.db"

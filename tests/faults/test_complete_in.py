@@ -23,7 +23,7 @@ from taskflow.worker.events import CompletionRolledBack, LeaseRevoked, RunEnded,
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
 from tests.faults.counting import each_is_counted_once, on_each_transactional_broker
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import of_this_version, shared_postgres
 
 TIMEOUT: Final = 20.0
 
@@ -116,7 +116,7 @@ class Scene:
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
     server = shared_postgres()
-    database = server.new_database()
+    database = of_this_version(server)
     server.execute("CREATE TABLE effects (n integer)", database)
     broker = connect(server.url(database))
     with default_app().using(broker):

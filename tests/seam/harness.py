@@ -18,7 +18,6 @@ from taskflow.broker.engine.records import FAILED, READY, RUNNING, TABLES, Kind
 from taskflow.broker.engine.seam import ABSENT, NOW, Addition, Answer, Applied, Apply, Claimed, Effect, Put, Query, Record, Ref, Rev, Step
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres import PostgresBroker
-from taskflow.broker.postgres.connect.server import PostgresTarget
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.records import Contents
 from taskflow.broker.redis.scripts import Scripts
@@ -30,6 +29,7 @@ from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import LATEST
+from tests.support.kept_sessions import KeptTarget
 from tests.support.postgres import shared_postgres
 from tests.support.processes import HOST, new_folder
 from tests.support.servers import shared_redis
@@ -219,13 +219,13 @@ class PostgresSeamStore(SeamStore):
     @asynccontextmanager
     async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         server, clock, database = shared_postgres(), ManualClock(), "postgres"
-        target = PostgresTarget(host=HOST, port=server.port, user="postgres", database=database, tls="disable")
+        target = KeptTarget(host=HOST, port=server.port, user="postgres", database=database, tls="disable", schema=_SCHEMA)
         broker = PostgresBroker(target, namespace=_SCHEMA, clock=clock, capacity=capacity)
         other = await asyncpg.connect(server.url(database))
         async with closing_at_the_end(other), closing_at_the_end(broker):
             await broker.migrate()
             tables = await other.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename <> 'meta'", _SCHEMA)
-            await other.execute(f"TRUNCATE {', '.join(f'{_SCHEMA}.{table}' for (table,) in tables)}")
+            await other.execute("".join(f"DELETE FROM {_SCHEMA}.{table};" for (table,) in tables))  # TRUNCATE would end all plans
             yield cls(broker, clock, other)
 
     async def perform(self, effect: Effect) -> Any:

@@ -20,7 +20,7 @@ from taskflow.broker.sqlite import tables
 from taskflow.broker.sqlite.statements import Statements
 from tests.stores.postgres import versions as postgres
 from tests.stores.sqlite.support import connected
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import of_this_version, shared_postgres
 
 NEXT_VERSION = "UPDATE {}meta SET value = value + 1 WHERE name = 'version'"
 
@@ -75,7 +75,7 @@ class PostgresDriver:
         return shared_postgres().url(shared_postgres().new_database())
 
     def of_the_next_version(self) -> str:
-        database = postgres.of_this_version(shared_postgres())
+        database = of_this_version(shared_postgres())
         shared_postgres().execute(NEXT_VERSION.format("taskflow."), database)
         return shared_postgres().url(database)
 

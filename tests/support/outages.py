@@ -15,7 +15,7 @@ from typing import ClassVar, Final, Self
 
 import pytest
 
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import of_this_version, shared_postgres
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, RedisServer
 
@@ -83,7 +83,7 @@ class PostgresOutage(Proxied):
 
     def _open(self) -> None:
         server = shared_postgres()
-        database = server.new_database()
+        database = of_this_version(server)
         self._stack.callback(server.drop_database, database)
         self._proxy = self._stack.enter_context(Proxy(HOST, server.port, parse=None))
         self.straight = server.url(database)

@@ -25,7 +25,7 @@ from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlmodel import Session as SqlModelSession
 
 from taskflow import WrongConnection
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import of_this_version, shared_postgres
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
 def a_database() -> Iterator[str]:
     """Yield the name of a database with one of the user's tables."""
     server = shared_postgres()
-    name = server.new_database()
+    name = of_this_version(server)
     server.execute(TABLE, name)
     yield name
     server.drop_database(name)

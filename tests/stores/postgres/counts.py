@@ -20,8 +20,7 @@ from taskflow.broker.postgres.errors import broker_error
 from taskflow.broker.postgres.wakeups import UNHEARD
 from taskflow.broker.url import connect
 from taskflow.model.session import Session
-from tests.stores.postgres.versions import of_this_version
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, of_this_version
 
 SESSION: Final = os.urandom(16)
 

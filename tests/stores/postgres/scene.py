@@ -10,7 +10,7 @@ import asyncpg
 from taskflow import JobHandle
 from tests.stores import scene
 from tests.stores.scene import NOTE
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, of_this_version
 from tests.support.proxy import Proxy
 
 LISTENS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
@@ -18,11 +18,11 @@ LISTENS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
 
 
 class Scene(scene.Scene):
-    """An application in a new database of `server`, unless `database` names one; through `proxy` where there is one."""
+    """An application in a new database of `server` with our schema, unless `database` names one; through `proxy` where there is one."""
 
     def __init__(self, server: PostgresServer, *, proxy: Proxy | None = None, database: str | None = None) -> None:
         self.postgres = server
-        self.database = database or server.new_database()
+        self.database = database or of_this_version(server)
         far = proxy.url("postgresql", credentials="postgres", path=f"/{self.database}") if proxy is not None else None
         super().__init__(server.url(self.database), far)
 

@@ -1,34 +1,15 @@
-"""Schemas of this version, and psql, for which scripts are written."""
+"""What a schema consists of, and psql, for which scripts are written."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
-from functools import cache
 from typing import Final
 
 import pytest
 
-from taskflow.broker.migrations import Migration, Upgrade
-from taskflow.broker.postgres import schema
 from tests.support.postgres import PostgresServer, postgres_binaries
-
-_THIS: Final = schema.script(Upgrade(place="schema", version=0, migrations=(Migration(schema.VERSION, ""),)), "taskflow")
-
-
-def of_this_version(server: PostgresServer) -> str:
-    """Return the name of a new database with a schema of this version, also inside `next_version`."""
-    return server.new_database(_template(server))
-
-
-@cache
-def _template(server: PostgresServer) -> str:
-    """Create the schema once: copying it takes the server a third of the time."""
-    database = server.new_database()
-    server.execute(re.sub(r"(?m)^\\set .*$", "", _THIS), database)
-    return database
 
 
 def psql(url: str, script: str) -> str:
