@@ -33,10 +33,10 @@ TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
 
 
 @contextmanager
-def a_database() -> Iterator[str]:
+def a_database(*, has_store: bool = True) -> Iterator[str]:
     """Yield the name of a database with one of the user's tables."""
     server = shared_postgres()
-    name = of_this_version(server)
+    name = of_this_version(server) if has_store else server.new_database()
     server.execute(TABLE, name)
     yield name
     server.drop_database(name)

@@ -120,7 +120,7 @@ def test_an_awaited_connection_in_code_without_a_loop(broker: Broker) -> None:
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """Another database, with one of the user's tables."""
-    with a_database() as name:
+    with a_database(has_store=False) as name:
         yield shared_postgres().url(name)
 
 
