@@ -27,6 +27,7 @@ class Rules:
     keeps_awaits: bool = True
     falls_expect_the_action: bool = True
     restores_look_for_others: bool = True
+    lone_retries_act: bool = True
     ends_expect_what_was_scanned: bool = True
     failures_count: bool = False
 
@@ -38,6 +39,7 @@ BROKEN: Final = (
     Rules("early join: a restored one awaits nothing", keeps_awaits=False),
     Rules("lost join: it is cancelled after the retry that restores", falls_expect_the_action=False),
     Rules("a restored join waits for ever, because another failure stands", restores_look_for_others=False),
+    Rules("a join that is retried alone waits for ever for a member that has failed", lone_retries_act=False),
     Rules("a join waits for ever: an action that was begun anew counts as done", ends_expect_what_was_scanned=False),
     Rules("early join: a failure counts too", failures_count=True),
 )
@@ -79,7 +81,7 @@ class Action(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What an operation has read of a job, and of the action of a member."""
+    """What an operation has read of a job, and of the action that another job, or itself, has caused."""
 
     does: Does
     job: int
@@ -92,11 +94,12 @@ class Operation(NamedTuple):
 JOIN: Final = 2
 MOST_IN_FLIGHT: Final = 2
 MOST_FAILURES: Final = 2
+"""The most failures of members and retries of the join alone, which bounds the search."""
 
 
 class World(NamedTuple):
     jobs: tuple[Job, Job, Job] = (Job(At.READY), Job(At.READY), Job(At.HELD))
-    actions: tuple[Action | None, Action | None] = (None, None)
+    actions: tuple[Action | None, Action | None, Action | None] = (None, None, None)
     awaits: int = 2
     notes: frozenset[int] = frozenset()
     failures: int = 0
@@ -110,8 +113,9 @@ class World(NamedTuple):
 
     def act(self, cause: int, what: Does | None) -> World:
         begun = self.begun + (what is not None)
-        changed = None if what is None else Action(what, begun)
-        return self._replace(actions=(changed, self.actions[1]) if cause == 0 else (self.actions[0], changed), begun=begun)
+        actions = list(self.actions)
+        actions[cause] = None if what is None else Action(what, begun)
+        return self._replace(actions=(actions[0], actions[1], actions[2]), begun=begun)
 
 
 def successors(rules: Rules, world: World) -> Iterator[World]:
@@ -143,13 +147,15 @@ def _wanted(world: World) -> Iterator[Operation]:
                 yield Operation(Does.FAIL, number, member, number, None, 0)
         if member.at is At.FAILED:
             yield Operation(Does.RETRY, number, member, number, world.actions[number], 0)
-        action = world.actions[number]
+    if world.jobs[JOIN].cancelled_by is not None and world.failures < MOST_FAILURES:
+        yield Operation(Does.RETRY, JOIN, world.jobs[JOIN], JOIN, world.actions[JOIN], world.awaits)
+    for number, action in enumerate(world.actions):
         for target in range(3) if action is not None else ():
             job = world.jobs[target]
             if action is not None and (job.waits if action.what is Does.FELL else job.cancelled_by == number):
                 yield Operation(action.what, target, job, number, action, world.awaits)
         if action is not None and not any(job.waits if action.what is Does.FELL else job.cancelled_by == number for job in world.jobs):
-            yield Operation(Does.FINISH, number, member, number, action, 0)
+            yield Operation(Does.FINISH, number, world.jobs[number], number, action, 0)
     if world.jobs[JOIN].waits and world.jobs[JOIN].at is At.HELD and world.awaits <= 0:
         yield Operation(Does.FREE, JOIN, world.jobs[JOIN], 0, None, 0)
 
@@ -167,6 +173,9 @@ def _applied(rules: Rules, world: World, operation: Operation) -> World | None:
     if does is Does.FAIL:
         failed = world.put(number, At.FAILED)._replace(failures=world.failures + 1).act(number, Does.FELL)
         return failed._replace(awaits=failed.awaits - 1) if rules.failures_count else failed
+    if does is Does.RETRY and number == JOIN:
+        retried = world.put(JOIN, At.HELD if awaits > 0 else At.READY)._replace(failures=world.failures + 1)
+        return retried.act(JOIN, Does.RESTORE) if awaits > 0 and rules.lone_retries_act else retried
     if does is Does.RETRY:
         return world.put(number, At.READY).act(number, Does.RESTORE)
     if does is Does.FREE:
@@ -189,10 +198,10 @@ def _applied(rules: Rules, world: World, operation: Operation) -> World | None:
 
 
 def _finished(rules: Rules, world: World, cause: int, action: Action | None) -> World:
-    done, other = world.act(cause, None), 1 - cause
-    stands = world.jobs[other].at is At.FAILED and world.jobs[other].cancelled_by is None
+    done = world.act(cause, None)
+    stands = [other for other in (0, 1) if other != cause and world.jobs[other].at is At.FAILED and world.jobs[other].cancelled_by is None]
     if action is not None and action.what is Does.RESTORE and stands and rules.restores_look_for_others:
-        return done.act(other, Does.FELL)
+        return done.act(stands[0], Does.FELL)
     return done
 
 
@@ -222,7 +231,7 @@ def tidy(world: World) -> World:
     for each in flights:
         rev = of_jobs[each.job].index(each.seen.rev)
         tidied.append(each._replace(seen=each.seen._replace(rev=rev), action=renumbered(each.action)))
-    actions = (renumbered(world.actions[0]), renumbered(world.actions[1]))
+    actions = (renumbered(world.actions[0]), renumbered(world.actions[1]), renumbered(world.actions[2]))
     in_flight = tuple(sorted(tidied, key=repr))
     return world._replace(jobs=(jobs[0], jobs[1], jobs[2]), actions=actions, in_flight=in_flight, begun=len(known) - 1)
 
