@@ -55,7 +55,8 @@ class Limits:
     async def set(self, limit: Limit | JobType[Any] | str, key: object, n: int | None, *, by: str | None = None, reason: str = "") -> None:
         """Set the number of a limit for one value of its key, overriding the declared one. Jobs that can pass now become ready.
 
-        `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares
+        `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares,
+                 or that `list` returns; None as `n` needs the declaration
         `key`    the value of its key; None if the limit has none
         `n`      from 0 (from 1 for a rate) to a billion; None restores the declared number
         `by`, `reason`  for the audit log
@@ -63,7 +64,8 @@ class Limits:
         Raises TypeError or ValueError for other arguments.
         """
         check_operator(by, reason)
-        name, rule = _found(limit)
+        is_foreign = n is not None and isinstance(limit, str) and not any(name == limit for name, _ in _declared())
+        name, rule = await self._stored(limit) if is_foreign else _found(limit)
         text = _text(key)
         if (text == "") != (rule.key is None):
             has = "counts all calls together: pass None as the key" if rule.key is None else f"needs a value of {rule.key}, got None"
@@ -77,6 +79,14 @@ class Limits:
         async with recorded(call, "limits.set", by=by, reason=reason, names=[name], which=which) as doing:
             await call(lambda broker: broker.admin.set_limit(gate, is_set=n is not None))
             doing.affected = 1
+
+    async def _stored(self, limit: Any) -> tuple[str, Concurrency | Rate]:
+        """Return a limit's name and its rule in the store. Raises ValueError if there is no such limit, or two kinds of it."""
+        found = await self.list(limit)
+        if len({info.per is None for info in found}) != 1:
+            return _found(limit)
+        key, info = "key" if found[0].key else None, found[0]
+        return limit, Concurrency(1, key=key) if info.per is None else Rate(1, per=info.per, burst=info.burst, key=key)
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
         """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one."""
@@ -98,11 +108,15 @@ def gate_of(name: str, key: str, rule: Concurrency | Rate, n: int) -> Gate:
     return Gate(gate_id(name, key, kind=SLOTS), name, key, n)
 
 
+def _declared() -> builtins.list[tuple[str, Concurrency | Rate]]:
+    return [each for job in default_app().registry if job.limits is not None for each in job.limits.rules]
+
+
 def _found(limit: object) -> tuple[str, Concurrency | Rate]:
     """Return a limit's name and rule. Raises TypeError or ValueError if this process declares no such limit, or two kinds of it."""
     if isinstance(limit, Limit):
         return limit.name, limit.rule
-    declared = [each for job in default_app().registry if job.limits is not None for each in job.limits.rules]
+    declared = _declared()
     if isinstance(limit, JobType):
         limit = limit.name
     if not isinstance(limit, str):
@@ -111,7 +125,8 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
     if not rules:
         near = nearest(limit, sorted({name for name, _ in declared}))
         hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(f"this process declares no limit called {limit!r}: import the module that declares it{hint}")
+        where = "is declared in this process or in use in the store: import the module that declares it"
+        raise ValueError(f"no limit called {limit!r} {where}{hint}")
     if len({type(rule) for rule in rules}) > 1:
         raise ValueError(f"{limit!r} is the name of both a Concurrency and a Rate: give one a different name, as in Limit('other', ...)")
     return limit, rules[0]

@@ -295,7 +295,7 @@ def _limits(parser: Parser) -> None:
     setting.add_argument("name", metavar="NAME", help="the limit: the name of a job or of a Limit")
     setting.add_argument("key", nargs="?", metavar="KEY", help="the value of the limit's key, unless the limit counts all calls together")
     setting.add_argument("n", metavar="N", help='the number, or "declared" to restore the number in the code')
-    module = "import this module, which declares the limit; may be repeated"
+    module = 'import this module, which declares the limit, if the limit isn\'t in use or N is "declared"; may be repeated'
     setting.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
     _operator(setting)
     _add_output_options(setting, argparse.SUPPRESS)

@@ -73,6 +73,17 @@ def test_a_number_is_set(cli: Cli, stored: None) -> None:
     assert [info["limit"] for info in cli.json("limits") if info["is_set"]] == ["charge"]
 
 
+def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: None) -> None:
+    """The store knows its kind. Only the number in the code needs the module."""
+    assert cli("limits", "set", "charge", "acme", "3").out == "charge of acme: 3\n"
+    assert cli("limits", "set", "api", "7").out == "api: 7\n"
+    api, charge = sorted(cli.json("limits"), key=lambda each: str(each["limit"]))
+    assert (charge["n"], charge["running"], api["n"], api["per"], api["is_set"]) == (3, 3, 7, 60.0, True)
+    assert "needs a value of key" in cli("limits", "set", "charge", "3", code=2).err
+    for words in (("ledger", "3"), ("charge", "acme", "declared")):
+        assert "or in use in the store: import the module" in cli("limits", "set", *words, code=2).err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
