@@ -178,7 +178,7 @@ def _decoded(
         code, until, position = _decode(packed)
         status = None if code is None else BY_CODE[code]
         if position is not None and not _is_position(position, types[status]):
-            raise ValueError("its position is not in this index")
+            raise ValueError("its position does not fit this index")
         if until is not None and not 0 <= until < _MAX_TIME:
             raise ValueError("its time is out of bounds")
     except (ValueError, KeyError, msgspec.MsgspecError) as error:

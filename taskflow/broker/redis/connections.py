@@ -167,8 +167,8 @@ class ConnectionPool:
         return reply
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close the connections when the loop ends, because asyncio.run() and similar functions
-        shut down asynchronous generators before they close a loop. `close` ends it too."""
+        """Close the connections when the loop ends. This works because asyncio.run() and similar functions
+        shut down asynchronous generators before they close the loop. `close` also ends this generator."""
         try:
             yield
         finally:
@@ -176,7 +176,7 @@ class ConnectionPool:
             if self.before_the_end is not None:
                 await self.before_the_end()
             for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
-                await connection.drop(nowait=not self.server.tls)  # TLS first sends a closing message, for at most two seconds
+                await connection.drop(nowait=not self.server.tls)  # closing TLS first sends a message, which may take up to 2 s
 
 
 def _is_cut(error: Exception) -> bool:

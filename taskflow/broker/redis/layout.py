@@ -94,10 +94,11 @@ class Member(NamedTuple):
     """Describes how a member of an index is made from a position and an id.
 
     `types`    the types of the position's values, except an id at its end
-    `falls`    for each of these values, True if members descend by it
+    `falls`    for each of these values, True if members are sorted by it in descending order
     `has_id`   True if the id ends the position
     `id_at`    the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
-    `numbers`  the layout of the values after the last text; each stored number exceeds its value by the one in `biases`
+    `numbers`  the layout of the values after the last text, as stored
+    `biases`   for each value in `numbers`, what was added to it before it was stored
     """
 
     types: tuple[Type, ...]

@@ -73,7 +73,6 @@ class Reader:
 
 
 def packed(command: Sequence[Any]) -> bytes:
-    """Encode a command for sending."""
     parts = [b"*%d\r\n" % len(command)]
     for value in command:
         raw = value if isinstance(value, bytes) else str(value).encode()

@@ -282,7 +282,8 @@ def read_rows(
 
 
 class RecordPacking(Packing):
-    """Packs and unpacks records of one kind. `with_content` adds their content, and `entries` the value of an index entry of this type."""
+    """Packs and unpacks records of one kind. With `with_content`, rows include the content. With `entries`, they include the value of an
+    index entry, which has that type."""
 
     def __init__(self, kind: int, with_content: bool, entries: Type | None) -> None:
         columns = [("rev", Type.NUMBER), *[(field.name, field.type) for field in HEADERS[kind]], ("id", Type.BYTES)]

@@ -112,7 +112,7 @@ def _index(index: Index) -> str:
         return f'{made}\nCREATE INDEX "~{index.name}_of" ON "~{index.name}" (id);'
     if not has_own_index(index):
         return ""
-    # SQLite appends the row's number or id itself, which orders rows that are equal in the other columns
+    # SQLite itself appends each row's `seq` or `id`, so rows that are equal in the other columns are ordered too
     columns = list(places(index))
     while len(columns) > 1 and columns[-1] in ("id", "seq"):
         columns.pop()
@@ -134,7 +134,6 @@ def falling_column(name: str) -> str:
 
 
 def places(index: Index) -> tuple[str, ...]:
-    """Return the columns of an index's position."""
     return tuple([falling_column(field[1:]) if field[0] == "-" else field for field in index.at])
 
 

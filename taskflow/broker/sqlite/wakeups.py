@@ -237,7 +237,7 @@ class SocketListener:
             return
         try:
             message = self._socket.recv(1 << 17)
-        except OSError:  # nothing arrived in that time
+        except OSError:  # nothing arrived within the socket's timeout
             return
         self.received(message.decode(errors="replace").split("\n"))
 

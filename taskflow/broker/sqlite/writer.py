@@ -124,7 +124,7 @@ class Writer:
         return self._thread
 
     def abandon(self) -> None:
-        """Leave the file and the sockets to the parent, in a forked child."""
+        """In a forked child, leave the file and the sockets to the parent."""
         self._transactions.abandon()
 
     def close_and_wait(self) -> None:

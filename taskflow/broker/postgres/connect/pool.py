@@ -212,8 +212,8 @@ class ConnectionPool:
             drop(self._idle.pop())
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends, because asyncio.run() and similar functions
-        shut down asynchronous generators before they close a loop. `close` ends it too."""
+        """Close all connections when the loop ends. This works because asyncio.run() and similar functions
+        shut down asynchronous generators before they close the loop. `close` also ends this generator."""
         try:
             yield
         finally:
