@@ -107,7 +107,10 @@ def read_note(note: bytes) -> bytes | FailureNote:
 def check_member(member: Member, joins: Sequence[bytes], ties: Sequence[Tie]) -> None:
     """Raise ValueError if a job's place in its flow is impossible."""
     if not 0 <= member.first <= member.number <= member.last < MAX_MEMBERS or len(ties) != len(joins) or len(member.flow) != ID_BYTES:
-        raise ValueError(f"{member!r}, ties={ties!r}: expected first <= number <= last, and a tie for each of {len(joins)} joins")
+        raise ValueError(
+            f"{member!r}, ties={ties!r}: expected 0 <= first <= number <= last < {MAX_MEMBERS:,}, a flow id of {ID_BYTES} bytes, and one "
+            f"tie per join ({len(joins)})"
+        )
     are_possible = not [tie for tie in ties if tie.number is not None and not 0 <= tie.number < MAX_MEMBERS]
     if not (are_possible and 0 <= member.inputs <= MAX_MEMBERS):
         raise ValueError(f"{member!r}, ties={ties!r}: expected numbers below {MAX_MEMBERS:,}, and at most as many inputs")

@@ -165,7 +165,6 @@ that field, as msgpack."""
 
 
 def has_tags(extras: bytes | None) -> bool:
-    """Return True if a job with these extras has tags."""
     return extras is not None and extras[1:3] == TAGGED
 
 

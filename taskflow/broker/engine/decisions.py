@@ -1,5 +1,5 @@
-"""Decides on items, such as settlements, and then on the consequences for other jobs: those that no longer await anything, those that wait
-at gates (limits) with room, and those of the same flow."""
+"""Decides what to do about items, such as settlements, and then what follows for other jobs. These are jobs that no longer await anything,
+jobs that wait at a gate (a limit) which now has room, and jobs in the same flow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decide(
     most: int = MAX_FLOW_CHANGES,
     **more: Any,
 ) -> Operation[list[T]]:
-    """Decide on items as `draft.decide` does, and then on the consequences for other jobs, including at most `most` jobs in flows."""
+    """Decide what to do about items, as `draft.decide` does, and then what follows for other jobs. Examine at most `most` jobs in flows."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
     yield from _follow(left, rules, scans, most)

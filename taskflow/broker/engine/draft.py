@@ -375,7 +375,7 @@ def decide(
                 rounds.extend(([number], tries) for number in of_step)
             elif isinstance(result, Locked) and locked is not None and is_whole is bool(together):
                 answers.update(dict.fromkeys(of_step, locked))
-            elif not isinstance(result, Applied):  # Stale, or Locked, perhaps only for the time of another client's call
+            elif not isinstance(result, Applied):  # Stale, or Locked, perhaps only while another client's call is in progress
                 stale += of_step
                 is_locked = is_locked or isinstance(result, Locked)
         if stale:

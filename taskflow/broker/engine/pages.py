@@ -151,7 +151,8 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
 
 
 def _heads(status: Status, behind: dict[str, Position | None], limit: int) -> Operation[dict[str, deque[Entry]]]:
-    """Return the next entries of each queue. `behind` maps a queue to the position after which its entries begin, or to None."""
+    """Return up to `limit` entries of each queue. `behind` maps a queue to the position after which to read, or to None to read from the
+    start."""
     scans = list[Scan]()
     for name, after in behind.items():
         prefix = (name,) if status is Status.SCHEDULED else (CODES[status], name)

@@ -293,33 +293,23 @@ class Apply(NamedTuple):
 
 
 class Add(NamedTuple):
-    """Calls `Store.add`."""
-
     jobs: Sequence[Put]
 
 
 class Succeed(NamedTuple):
-    """Calls `Store.succeed`."""
-
     runs: Sequence[Run]
 
 
 class HandOver(NamedTuple):
-    """Calls `Store.hand_over`."""
-
     runs: Sequence[Run]
     step: Step
 
 
 class Promote(NamedTuple):
-    """Calls `Store.promote`."""
-
     limit: int
 
 
 class Fade(NamedTuple):
-    """Calls `Store.fade`."""
-
     limit: int
     max_kept: int
     repeat_for: int
@@ -379,6 +369,7 @@ class Faded(NamedTuple):
 
 
 Effect = Query | Apply | Add | Succeed | HandOver | Promote | Fade
+"""What an operation yields. Each of these is a call of the `Store` method with the same name, such as `query` or `hand_over`."""
 
 Operation = Generator[Effect, Any, T]
 """A generator of the engine. It yields effects (calls of store methods), receives their answers, and returns T. Because it contains no

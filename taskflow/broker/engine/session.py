@@ -124,8 +124,9 @@ def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
 def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> tuple[int, bool]:
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
-    If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage, the session gets one more ttl. Its
-    last heartbeat may be up to a third of a ttl older than the last one before the outage, because workers send three per ttl.
+    If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage, the session gets one more ttl. An
+    outage begins with the last heartbeat of any session. This session's own last heartbeat may be up to a third of a ttl older, because
+    workers send three per ttl.
     """
     header = session.header
     if session_body(session).boot != draft.seen.boot:
