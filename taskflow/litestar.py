@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 class TaskflowPlugin(InitPlugin):
     """Runs a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
 
-    The worker starts after the application's lifespans and `on_startup` hooks, and winds down before they end. In its jobs,
-    `ctx.state` is the application's `state`. List the plugin after the plugins that open resources for jobs.
+    The worker starts once the application's lifespans have begun and its `on_startup` hooks have run. It winds down before the
+    lifespans end and the `on_shutdown` hooks run. In its jobs, `ctx.state` is the application's `state`. List this plugin after
+    the plugins that open resources for jobs.
 
-    A handler that raises `InvalidJobId` or `UnknownJob` answers 404, and one that raises `BrokerUnavailable` answers 503,
-    unless the application has its own handlers for these errors.
+    If a request handler raises `InvalidJobId` or `UnknownJob`, the response is a 404, and for `BrokerUnavailable` a 503, unless the
+    application has its own handlers for these errors.
 
     `worker`       False if the worker is a separate process (default True)
     `queues`       the queues to take jobs from, as in `Worker` (default None: every queue)

@@ -164,8 +164,8 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule that sends the job or flow of these envelopes. Raises ValueError if one of them has a start time, or
-    both a key and `overlap`, or if the flow cannot be scheduled."""
+    """Return the plan of a schedule that sends these envelopes, which are one job or one flow. Raises ValueError if one of them has a
+    start time, if there is a key and `overlap` is not "allow", or if the flow has too many jobs or `overlap="latest"`."""
     *before, last = envelopes
     if any(envelope.after or envelope.at is not None for envelope in envelopes):
         raise ValueError("a schedule decides when its jobs start: remove after=, at= and debounce= from its options")

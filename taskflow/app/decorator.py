@@ -56,7 +56,7 @@ class _Anything:
 
 
 class _Nothing:
-    """A second type that no user's function mentions, unrelated to `_Anything`."""
+    """Like `_Anything`, but unrelated to it: a result that matches both must be Any or one of the function's own type variables."""
 
 
 class _OwnContext(JobContext):

@@ -93,7 +93,7 @@ class FlowHandle(Generic[R_co]):
 class SentFlow:
     """A flow in the store.
 
-    `jobs`  the handles of its jobs, in the order of the flow; empty if `of` returned the flow
+    `jobs`  the handles of its jobs, in flow order; empty for a flow obtained with `SentFlow.of`
     """
 
     __slots__ = ("_app", "_id", "jobs")

@@ -158,8 +158,9 @@ def batches(calls: Iterable[BareCall[R]]) -> Iterator[Batch[R] | None]:
     """Yield the calls of an iterable, which may be endless, in batches. Also yield None after every `READ_AHEAD_TIMEOUT` s of reading."""
     given: object = calls
     if not isinstance(given, Iterable):
-        hint = "[...] around a single one, or .delay(...)" if isinstance(given, BareCall) else "job.bind(...) for each call"
-        raise TypeError(f"enqueue() got {given!r}: expected an iterable of calls; write {hint}")
+        single = "put a single call in a list, or send it with .delay(...)"
+        hint = single if isinstance(given, BareCall) else "write job.bind(...) for each call"
+        raise TypeError(f"enqueue() got {given!r}: expected an iterable of calls; {hint}")
     batch, until = Batch[R](), time.monotonic() + READ_AHEAD_TIMEOUT
     try:
         for call in calls:

@@ -90,7 +90,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 def rate(found: Sequence[Bucket], title: str) -> Markup:
-    """Draw how many runs ended per minute, and how many of them did not succeed."""
+    """Plot the number of runs that ended per minute, and the number of those that did not succeed. Unknown buckets are gaps."""
     series = [
         Series("all", "s0", [60 * bucket.measure.number / bucket.seconds if bucket.is_known else None for bucket in found]),
         Series("failed", "s1", [60 * bucket.failed / bucket.seconds if bucket.is_known else None for bucket in found]),

@@ -20,7 +20,7 @@ from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
 from taskflow.dashboard.selection import MAX_FORM, whole
 
-GIVEN: Final = "taskflow.given"  # set in the scope to what `authorize` returned or raised in the host's thread
+GIVEN: Final = "taskflow.given"  # the scope key that holds what `authorize` returned or raised in the host's thread
 
 
 def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:

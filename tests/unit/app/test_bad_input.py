@@ -132,7 +132,7 @@ TABLE: dict[str, tuple[Callable[[], object], type[BaseException], tuple[str, ...
     "many tags": (options(tags=tuple(map(str, range(11)))), ValueError, ("11 tags", "at most 10")),
     "retry": (options(retry=5), TypeError, ("retry=5", "expected a Backoff")),
     # enqueue
-    "a single call": (lambda: any_enqueue(add.bind(1)), TypeError, (add.name, "an iterable of calls", "[...]", ".delay(...)")),
+    "a single call": (lambda: any_enqueue(add.bind(1)), TypeError, (add.name, "an iterable of calls", "in a list", ".delay(...)")),
     "jobs": (lambda: any_enqueue([add]), EnqueueFailed, (add.name, "expected calls made by .bind(...)")),
     "nothing to iterate": (lambda: any_enqueue(5), TypeError, ("enqueue() got 5", "job.bind(...)")),
 }
