@@ -1,4 +1,4 @@
-"""The `App` object, which holds the registry, the settings and the brokers, and the functions that set it up."""
+"""The `App` object, which holds the registry, the settings and the brokers, and `configure`, which sets up the default one."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ RunInline = Callable[[Sequence[Added | Refused | BaseException]], Awaitable[None
 
 
 class App:
-    """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients.
+    """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients, and
+    keeps no brokers except memory brokers.
 
+    `is_in_child`          True in a worker's child process (``runs_in="process"``)
+    `importing_module`     the module that a worker is importing, until it sends a job; otherwise None
     `ignores_connections`  True in in-memory tests: jobs sent in a transaction are added at once
-    `overrides`            in tests: functions that replace dependencies
+    `overrides`            in tests: pairs of a dependency's function and its replacement; the last one wins
     `run_inline`           in tests that run jobs as they're sent: a function that takes the store's answers and runs the jobs that were
                            added
     """
@@ -104,7 +107,7 @@ class App:
         self._forget_settings(given.get("broker"))
 
     def flag(self, **given: Any) -> None:
-        """Apply settings from a command's flags, which override all other sources."""
+        """Apply settings from a command's flags, which override all other sources. A flag of None changes nothing."""
         self._flags.update({name: value for name, value in given.items() if value is not None})
         self._forget_settings()
 
@@ -116,7 +119,7 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Use `broker` inside the block, regardless of the settings. Settings that are changed in the block are restored afterwards."""
+        """Use `broker` inside the block, regardless of the settings. What `configure` and `flag` change there is undone afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -144,7 +147,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the broker in use, which is created once per URL. Raises ConfigurationError in a child process that can't reach it."""
+        """Return the current broker, created once per URL. Raises ConfigurationError in a child process that can't reach the broker."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -184,7 +187,7 @@ class App:
             )
 
     async def close(self) -> None:
-        """Close all brokers. The next use opens new ones."""
+        """Close all brokers that were created from URLs. The next use creates new ones."""
         self._clients.clear()
         brokers, self._brokers = list(self._brokers.values()), {}
         for broker in brokers:
@@ -199,7 +202,8 @@ class App:
         return client
 
     def _forget_parents(self) -> None:
-        """Set the parent's clients and brokers aside after a fork: their destructors could break connections that the parent uses."""
+        """After a fork, set aside the parent's clients, and its brokers except memory brokers. Their destructors could break connections
+        that the parent uses, so they are kept alive."""
         self._pid = os.getpid()
         self._lock, self._is_connecting = threading.RLock(), False
         self._of_parents += [self._clients, self._brokers]

@@ -30,9 +30,11 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default of a parameter whose value `function` makes in each run. `needs` has the function's own dependencies, by parameter.
+    """The default value of a parameter for which `function` makes a value in each run.
 
-    `is_async` is True if only an async job can use it, as far as that's known before the function is called.
+    `takes_context`  True if the function's first parameter gets the run's `JobContext`
+    `needs`          the function's own dependencies, by parameter name
+    `is_async`       True if only an async job can use it, as far as that's known before the function is called
     """
 
     function: Callable[..., Any]
@@ -70,7 +72,7 @@ def depends(function: Callable[..., Any], /) -> Any:
     run's error, whatever the code after it does or raises. The function may have dependencies itself, and a first parameter annotated with
     `JobContext`. Each function is called once in a run, and everything that depends on it shares the value.
 
-    Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` takes other arguments without a default.
+    Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` has other parameters without a default.
     """
     return dependency_of(function)
 
@@ -103,7 +105,8 @@ def _innermost(function: Callable[..., Any]) -> Any:
 
 
 def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Dependency]:
-    """Return the dependencies among parameters, by name. Raises DeclarationError if a caller's argument could take a dependency's place."""
+    """Return the dependencies among parameters, by name. Raises DeclarationError if a caller's argument could take a dependency's place,
+    or if a dependency is written in an annotation."""
     found = dict[str, Dependency]()
     for number, each in enumerate(parameters):
         _refuse_annotated(each)
@@ -143,8 +146,8 @@ Overrides = Sequence[tuple[Callable[..., Any], Dependency]]
 def surrounded(
     function: Callable[..., Any], arounds: Sequence[Around], dependencies: Mapping[str, Dependency], overrides: Overrides, *, is_async: bool
 ) -> Callable[..., Any] | None:
-    """Return a function that takes a run's context and arguments, and calls the job's function inside its context managers. Return None if
-    the job has neither context managers nor dependencies."""
+    """Return a function that takes a run's context and arguments, and calls the job's function inside its context managers, with the
+    values of its dependencies. Return None if the job has neither context managers nor dependencies."""
 
     def call(context: JobContext, /, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -219,7 +222,8 @@ class _Values:
 
 
 def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
-    """Return a dependency's value: `made` itself or, if it is a generator, what it yields. `stack` then runs the code after the yield."""
+    """Return a dependency's value: `made` itself or, if it is a generator, the value that it yields. The code after the yield runs when
+    `stack` is closed."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
     if not isinstance(made, _GeneratorContextManager):
@@ -263,7 +267,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
 
 
 def _stay(error: BaseException | None, raised: BaseException, dependency: Dependency) -> None:
-    """Add a note of what a dependency raised during cleanup to the job's error. If the job raised none, raise the dependency's error."""
+    """Add to the job's error a note of the error that a dependency raised during cleanup. Without a job's error, raise the dependency's."""
     if error is None:
         _raise(raised, dependency)
     if raised is not error:
@@ -271,8 +275,7 @@ def _stay(error: BaseException | None, raised: BaseException, dependency: Depend
 
 
 def _raise(raised: BaseException, dependency: Dependency) -> NoReturn:
-    """Raise a dependency's error. If a generator yields twice or never, contextlib's error doesn't name the dependency, so its name is
-    added."""
+    """Raise a dependency's error. If it is contextlib's error about a generator that yields twice or never, add the dependency's name."""
     if type(raised) is RuntimeError and str(raised).startswith("generator didn't "):
         raise RuntimeError(f"{dependency!r} must yield once: {raised}")
     raise raised

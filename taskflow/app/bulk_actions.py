@@ -38,7 +38,7 @@ class JobSelection(TypedDict, total=False):
     `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
     `header`        they have this header ("name"), or the header with this value ("name=value")
     `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta
-    `poison`        they failed because their workers were lost repeatedly
+    `poison`        if True, they failed because their workers were lost repeatedly; False is no condition
     """
 
     tag: str | None
@@ -77,7 +77,7 @@ def view_of(method: str, which: JobSelection) -> View:
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return the given statuses, sorted; none for None. Names may be in any case. Raises TypeError or ValueError for anything else."""
+    """Return the given statuses, sorted, or () for None. Names may be in any case. Raises TypeError or ValueError for anything else."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
@@ -214,7 +214,7 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
 
 
 async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> AsyncIterator[list[str]]:
-    """Act on jobs by id, in portions. Yield the answers so far after each, and once more if a later portion has changed earlier jobs."""
+    """Act on jobs by id, in portions. Yield the answers so far after each portion, and again if a later portion changed earlier jobs."""
     answers = list[str]()
     for first in range(0, len(ids), PAGE):
         answers += await apply(call, action, ids[first : first + PAGE])
@@ -225,7 +225,8 @@ async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[
 
 
 def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
-    """Return the answer for a job that had this status when it was purged, cancelled or run now. `record` is needed for run-now."""
+    """Return the answer for a job that had this status when it was purged, cancelled or run now. A status of None means that the job is
+    unknown. Only run-now uses `record`, the job's record before the action."""
     if status is None:
         return UNKNOWN
     match action, status:
@@ -313,8 +314,8 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
 
 
 async def _restored(call: CallBroker, cancelled_again: Sequence[bytes]) -> set[bytes]:
-    """Return those of these jobs that are no longer cancelled. Retrying them had no effect while another job of their flow had failed, but
-    a later batch of the action may have retried that job, which restores them."""
+    """Return the ids of the jobs that are no longer cancelled. Retrying these jobs had no effect while another job of their flow had
+    failed, but a later batch of the action may have retried that other job, which restores them."""
     restored = set[bytes]()
     for first in range(0, len(cancelled_again), PAGE):
         records = await call(lambda broker, first=first: broker.read(cancelled_again[first : first + PAGE]))  # type: ignore[misc]
@@ -338,7 +339,7 @@ RECORD_TIMEOUT: Final = 5.0
 
 
 class ActionProgress(msgspec.Struct):
-    """The progress of an action, updated by the code that carries it out."""
+    """The progress of an action, updated by the code that carries it out. `stopped` says why it ended early, or is empty."""
 
     affected: int = 0
     stopped: str = ""
@@ -359,7 +360,8 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, kind: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the action once, at the end of the `with` block, if it affected anything, or may have done so before it was interrupted."""
+    """Add the action to the audit log when the `with` block ends, if it affected anything, or may have done so before it was interrupted.
+    The block must keep the yielded progress up to date."""
     doing = ActionProgress()
     try:
         yield doing
@@ -386,8 +388,8 @@ async def recorded(
 
 
 async def amend_jobs(call: CallBroker, kind: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
-    """Pause or resume jobs, record the action in the audit log, and return the names of the jobs that changed. `resume` releases the calls
-    that a pause held back, in batches, even if the pause had already ended."""
+    """Pause or resume the named jobs, record the action in the audit log, and return the names of the jobs that changed. `resume` also
+    releases, in batches, the calls that a pause held back, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
     changing = [name for name in names if (name in paused) != (kind == "pause")]
     async with recorded(call, f"jobs.{kind}", by=by, reason=reason, names=changing) as doing:
@@ -438,7 +440,7 @@ async def _record(call: CallBroker, action: Action) -> None:
 
 
 def selection(view: View) -> dict[str, str]:
-    """Return the view's conditions as text, for the audit log."""
+    """Return the view's conditions as texts by name, for the audit log. Conditions that are not set are left out."""
     conditions = msgspec.structs.asdict(view) | {
         "statuses": None,
         "status": ", ".join(view.statuses),

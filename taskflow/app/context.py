@@ -27,7 +27,8 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """A context's run. Its methods may be called from any thread. `child_headers` is None unless the run is in a child process."""
+    """The run that a `JobContext` belongs to. Its methods may be called from any thread. `child_headers` is None unless the job's function
+    runs in a child process."""
 
     child_headers: dict[str, str] | None
 
@@ -37,7 +38,7 @@ class ActiveRun(Protocol):
 
 
 class NamesArguments(Protocol):
-    """A context's job, which knows the names of its arguments."""
+    """The job that a `JobContext` belongs to, which knows the names of its arguments."""
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Mapping[str, Any]: ...
 
@@ -47,7 +48,7 @@ class NamesArguments(Protocol):
 
 
 def arguments_of(job: NamesArguments, given: CallArguments | None, payload: bytes) -> Mapping[str, Any]:
-    """Return the arguments as the caller gave them, if they are still known; otherwise decode them."""
+    """Return a call's arguments by parameter name: those in `given`, or those decoded from `payload` if `given` is None."""
     return job.decoded_arguments(payload) if given is None else job.named_arguments(*given)
 
 
@@ -152,8 +153,8 @@ class JobContext:
         return self._lease.envelope.headers.get(CAUSED_BY)
 
     def pass_on(self, headers: Mapping[str, str]) -> None:
-        """Add headers for this run's child process to the headers that were sent. Middleware may call this before `call_next`. It has no
-        effect if the function runs in the worker."""
+        """Give this run's child process further headers, beside those that were sent. Middleware may call this before `call_next`. This has
+        no effect if the function runs in the worker."""
         if self._run is not None and self._run.child_headers is not None:
             self._run.child_headers.update(headers)
 
@@ -200,11 +201,11 @@ class JobContext:
         `connection`  a connection or session with an open transaction in the broker's own database, as for ``.options(connection=...)``
         `result`      the job's result; the value that the function returns is ignored
 
-        Call it last in the transaction. Once this commits, the job has succeeded, whatever the run does afterwards. If it rolls back, the
-        run counts as failed: with the error that the function raised, or as ``taskflow.RolledBack`` if it returned.
+        Call it last in the transaction. Once the transaction commits, the job has succeeded, whatever the run does afterwards. If the
+        transaction rolls back, the run fails with the error that the function raised or, if it returned, with ``taskflow.RolledBack``.
 
-        With a synchronous connection it takes effect at once, and `await` is optional. In tests with `taskflow_jobs`, any connection is
-        accepted: the job succeeds if the function returns, and fails if it raises.
+        With a synchronous connection, the call takes effect at once, and `await` is optional. In tests with `taskflow_jobs`, any connection
+        is accepted: the job succeeds if the function returns, and fails if it raises.
 
         Raises LeaseLost if the run no longer holds its job, WrongConnection if the connection is unsuitable, and EncodeError for an
         unsuitable result. Raises BrokerUnavailable if another open transaction holds the job or its key, and ConfigurationError if the

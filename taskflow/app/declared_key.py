@@ -1,4 +1,4 @@
-"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``. They are formatted from the arguments as the run gets them."""
+"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``: templates that are formatted from a call's arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ format: 1E+50000000 becomes a text of 50 MB."""
 
 
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
-    """Return the template of a job's keys, or the key itself if all calls share one. Raises ValueError for an invalid template."""
+    """Return the template of a job's keys, or the key itself if the template has no fields. Raises ValueError for an invalid template."""
     key = DeclaredKey(template, job)
     return key.key_and_text((), {})[0] if all(isinstance(part, str) for part in key._parts) else key
 
@@ -111,8 +111,8 @@ _PLAIN_ONLY: Final = "a key accepts text, numbers, dates, UUIDs, paths and enums
 
 
 class _TemplateField:
-    """A field of a template: a parameter, and the steps from its value to the formatted one. `none` is the text that replaces a value of
-    None, if the template gives one."""
+    """A field of a template: a parameter, and the steps (attributes or items) from its value to the formatted one. `none` is the text that
+    replaces a value of None; None if the template has no such text. `names` has the parameter's name and those of the steps."""
 
     def __init__(self, parameter: Parameter, position: int, found: re.Match[str], steps: Sequence[tuple[str, str]], spec: str) -> None:
         self.text = f"{{{found[0]}}}"

@@ -45,7 +45,7 @@ class Rate:
     `n`      from 1 to a billion
     `per`    seconds or a timedelta, up to a hundred years
     `burst`  how many jobs may start at once after a quiet period (default 1). In any `per` seconds, at most ``n + burst + n / per`` jobs
-             start; the last term allows for jobs that start a second after their time
+             start; the last term allows for jobs that start up to a second late
     `key`    as for `Concurrency`
 
     Raises TypeError or ValueError for other arguments.
@@ -96,7 +96,8 @@ class DeclaredLimits:
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call that still lacks the parameter named by `takes`. Raises ValueError if a limit's key depends on it."""
+        """Return the gates of a call that has no value yet for one parameter, whose name is `takes`. Raises ValueError if a limit's key
+        uses that parameter."""
         for _, rule, declared in self._limits:
             if declared is not None and takes in declared.parameters:
                 raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: fill another parameter, or count by another one")
@@ -114,9 +115,9 @@ class DeclaredLimits:
 
 
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
-    """Return the verdict that hands back a job which must pass gates before its run, or None if it may start.
+    """Return the verdict that hands back a job which must pass gates before its run, or None if the job may start.
 
-    It must pass them if its sender didn't know one of the job's limits, or if its place in a rate is too old (see `MAX_PAID_FOR`).
+    A job must pass gates if its sender didn't know one of its limits, or if its place in a rate is too old (see `MAX_PAID_FOR`).
     """
     declared: DeclaredLimits | None = job.limits
     lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}

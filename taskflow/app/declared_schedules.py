@@ -134,7 +134,8 @@ NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "kee
 
 
 class DeclaredSchedule:
-    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first used, and again for new settings."""
+    """A schedule that a job's decorator declares. The arguments of its calls are encoded when `definition` is first used, and again after
+    the settings have changed."""
 
     def __init__(self, name: str, timetable: Timetable, job: Any, terms: dict[str, Any]) -> None:
         self._defined: tuple[Settings, Definition] | None = None
@@ -164,8 +165,8 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule that sends these envelopes, which are one job or one flow. Raises ValueError if one of them has a
-    start time, if there is a key and `overlap` is not "allow", or if the flow has too many jobs or `overlap="latest"`."""
+    """Return the plan of a schedule that sends these envelopes, which are one job or one flow. Raises ValueError for a start time, for a
+    key unless `overlap` is "allow", and for a flow that has too many jobs or the overlap "latest"."""
     *before, last = envelopes
     if any(envelope.after or envelope.at is not None for envelope in envelopes):
         raise ValueError("a schedule decides when its jobs start: remove after=, at= and debounce= from its options")

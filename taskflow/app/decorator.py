@@ -178,9 +178,9 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     function is asked by raising `JobStopping` inside it, an async one by cancelling it (default 0: the process is killed
                     at once)
     `timeout_raises`  True raises `JobStopping` inside a plain function, at any point of its Python code, when its run exceeds its timeout.
-                    If the function then returns a value, that is the run's result. A child process is killed `stop_grace` seconds later,
-                    or 5 s if `stop_grace` is 0. (default False: `JobContext.cancelled` is set for a function in a thread, and the run fails
-                    whatever it returns)
+                    If the function then returns a value, that is the run's result. A child process is killed `stop_grace` seconds later, or
+                    5 s later if `stop_grace` is 0 (default False: `JobContext.cancelled` is set for a function in a thread, and the run
+                    fails whatever the function returns)
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. The
                     functions of `configure(defaults=...)` and of a preset surround these. If the job is async, they may be async too
@@ -189,7 +189,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `fair`          a parameter, such as "tenant", or an attribute of one, such as "order.customer". The jobs of a queue take turns by its
                     value, so one tenant's many jobs don't hold up those of another
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
-                    declares the schedule is running, the job is added at each of its times, once in the whole fleet
+                    declares the schedule is running, the job is added at each scheduled time, once in the whole fleet
     `overlap`       what happens at a scheduled time while an earlier job of the schedule is live: "allow" (default) adds another, "skip"
                     doesn't, and "latest" replaces an earlier job that is still waiting
     `catch_up`      if times passed while no worker was running, which of them fire afterwards: the "latest" (default), "all" or "none"
@@ -203,8 +203,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
 def preset(**options: Unpack[PresetOptions]) -> _Decorator:
     """Return a decorator like `job` whose jobs have these options unless they set their own.
 
-    It takes the options of `job`, except `name` and `aliases`. Use it as ``@io`` or ``@io(timeout=60)``; ``io(timeout=60)`` by itself is
-    another preset. Raises DeclarationError for an invalid option, naming it.
+    It takes the options of `job`, except `name`, `aliases` and `batch`. Use it as ``@io`` or ``@io(timeout=60)``; ``io(timeout=60)`` by
+    itself is another preset. Raises DeclarationError for an invalid option, naming it.
     """
     try:
         for name in options:
@@ -302,7 +302,7 @@ def _job_name(option: str, name: object) -> str:
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError if `function` cannot be a job, because it is a method, a generator or not a function at all."""
+    """Raise DeclarationError for anything that cannot be a job: a method, a generator, an async function in a plain wrapper, an object."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {location(function)}: write @staticmethod above @job, so that @job gets the function itself")

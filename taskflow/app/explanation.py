@@ -45,9 +45,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False
     counts: Mapping[Status, int] = {}  # of the job's queue
-    positions: Mapping[bytes, int] = {}  # how many jobs run before each of the first ready jobs of its queue; empty if that was not counted
-    workers: Sequence[SessionRecord] = ()  # all sessions
-    rate: float | None = None  # claims a second from its queue; None if that was not measured
+    positions: Mapping[bytes, int] = {}  # how many jobs run before each of its queue's first ready jobs, by job id; empty if not counted
+    workers: Sequence[SessionRecord] = ()  # the sessions of all workers, even of those that no longer send heartbeats
+    rate: float | None = None  # claims per second from the job's queue; None if not measured
 
 
 async def facts_of(
@@ -85,9 +85,9 @@ async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequenc
 class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Facts that concern a single job: related jobs of its flow, and its limits.
 
-    `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
-    `cause`    the job whose failure cancelled it
-    `limits`   its limits, if it waits for one of them
+    `awaited`  some of the jobs that the job waits for; failed and cancelled ones come first
+    `cause`    the job whose failure cancelled it, or None
+    `limits`   its limits, if it waits for one of them; otherwise empty
     """
 
     awaited: Sequence[Record] = ()

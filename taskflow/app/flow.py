@@ -60,8 +60,9 @@ class Branch(Generic[R_co]):
     @overload
     def __or__(self: Branch[A], other: Takes[A, S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
-        """Return a flow in which `other` follows. A job, or a link made by its `partial`, takes the result as an argument; a call made by
-        `bind`, a flow and a group only wait. Raises TypeError or ValueError for a job that cannot be in a flow."""
+        """Return a flow in which `other` follows this one; it is a `Group` if `other` is a group. Jobs, and links made by `partial`, take
+        the result as an argument, also in a group. Calls made by `bind`, flows and groups of these only wait for it. Raises TypeError or
+        ValueError for a job that cannot be in a flow."""
         return _followed(self._to_chain(), other)
 
 
@@ -75,7 +76,7 @@ class Call(BareCall[R_co], Branch[R_co]):
 
 
 class Link(Generic[A_contra, R_co]):
-    """A job in a flow that takes another job's result, made by `partial`."""
+    """What `partial` returns: a job in a flow that takes another job's result."""
 
     __slots__ = ("_call", "_given", "_job", "_place", "_takes")
 
@@ -107,7 +108,7 @@ class Link(Generic[A_contra, R_co]):
 
 
 class GroupLink(Generic[A_contra, R_co]):
-    """A group of jobs that take the result of the call before the group, made by `group`."""
+    """What `group` returns for jobs and links: a group of jobs that take the result of the call before the group."""
 
     __slots__ = ("_branches", "_collects")
 

@@ -45,7 +45,8 @@ class FlowHandle(Generic[R_co]):
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits forever.
 
-        The result is that of the last job or, if the flow ends in a group, the list of the group's results, in the order of the calls.
+        The result is that of the last job or, if the flow ends in a group, the list of the group's results, in the order of the calls. If
+        the group collects failures, the list has a `Failure` in place of each result that is missing.
 
         If the flow failed, raises the JobFailed or JobCancelled of the job that caused the failure, whose id is in `job_id`. Also raises
         the other errors of `JobHandle.result`.

@@ -33,10 +33,10 @@ class Fan(NamedTuple):
 class Chain(NamedTuple):
     """Steps and fans that run one after another.
 
-    `jobs`     how many jobs it has; `joins` of them follow a group
-    `size`     the bytes of the jobs and of the ties between them
-    `entries`  how many jobs begin it; `exits` is how many end it
-    `depth`    how deeply groups are nested
+    `jobs`, `joins`     the number of its jobs, and the number of those that follow a group
+    `size`              the bytes of the jobs and of the ties between them
+    `entries`, `exits`  the number of jobs that begin the chain, and the number of those that end it
+    `depth`             how deeply groups are nested; 0 without a group
     """
 
     parts: tuple[Step | Fan, ...]
@@ -126,6 +126,7 @@ class Incoming(NamedTuple):
 class Plan(NamedTuple):
     """A flow that is ready to be sent.
 
+    `flow`   the id of the flow
     `calls`  the calls of its jobs, by number
     `steps`  the steps of its jobs, by number
     `last`   the jobs that end the flow

@@ -40,7 +40,7 @@ class TreeLine(NamedTuple):
 
 
 async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
-    """Return the jobs of a flow that the store still has, in the order of their numbers."""
+    """Return those jobs of a flow that the store still keeps, in the order of their numbers."""
     found, first, last = list[Record](), 0, -1
     while first > last:  # a damaged record may have any number
         last = first

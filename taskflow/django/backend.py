@@ -72,8 +72,8 @@ class TaskflowBackend(_Base):
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Send a task, and return its TaskResult.
 
-        Raises InvalidTask for a task that does not fit the backend, TypeError for arguments that cannot be converted to JSON,
-        RuntimeError inside a running event loop, and BrokerUnavailable if the broker does not answer in time.
+        Raises InvalidTask for a task that does not fit the backend, and TypeError for arguments that cannot be converted to JSON.
+        Raises RuntimeError inside a running event loop, and BrokerUnavailable if the broker does not answer in time.
         """
         refuse_inside_a_loop("enqueue()", "await aenqueue()")
         call, result = self._call(task, args, kwargs)

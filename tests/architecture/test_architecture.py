@@ -42,15 +42,15 @@ BUDGETS = {
     "taskflow/broker/redis": 5_255,
     "taskflow/broker/postgres": 6_035,
     "taskflow/broker": 24_325,
-    "taskflow/app": 8_010,
+    "taskflow/app": 8_030,
     "taskflow/worker": 7_110,
     "taskflow/cli": 4_760,
     "taskflow/testing": 1_040,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_750,
-    "tests": 75_995,
+    "taskflow": 55_770,
+    "tests": 75_990,
 }
 
 

@@ -19,10 +19,11 @@ MakeOperation = Callable[[Transactional], CallersOperation[T]]
 
 
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
-    """Run an operation on the connection, in the caller's task. `purpose` names the operation for which the connection's role needs rights.
+    """Run the operation that `make` returns for the store, on the connection, in the caller's task. `purpose` says what the operation does,
+    and so which rights the connection's role needs.
 
-    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database, and ConfigurationError if
-    the broker has no transactions. The driver's errors aren't translated.
+    Raises TypeError for an object that is not a connection. Raises WrongConnection if the connection is closed, isn't in a transaction, or
+    leads to another database, and ConfigurationError if the broker has no transactions. The driver's errors aren't translated.
     """
     adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
@@ -108,7 +109,7 @@ _stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
 
 @contextmanager
 def _forgetting(store: Transactional) -> Iterator[None]:
-    """Forget the store if a connection is refused: it may lead to a different store because this one was replaced."""
+    """Forget the store if a connection is refused: the connection may lead to a different store that has replaced this one."""
     try:
         yield
     except WrongConnection:
