@@ -38,7 +38,7 @@ class LimitedJob(msgspec.Struct, frozen=True, kw_only=True):
     `id`          its id, as text
     `job`         the name of the job
     `queue`       its queue
-    `is_running`  True if a worker is running it; a READY job already holds its slot
+    `is_running`  True if a worker is running it; if False and it holds a slot, it is READY
     """
 
     id: str
@@ -160,8 +160,8 @@ class Finding(msgspec.Struct, frozen=True):
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `rebuild`.
 
-    `corrected`   the number of corrections: wrong or missing entries by index, wrong counts as `counts`, and limits with a wrong number of
-                  taken slots as `slots of limits`
+    `corrected`   the number of corrections by kind: the name of an index for its wrong or missing entries, `counts` for wrong counts, and
+                  `slots of limits` for limits whose number of taken slots was wrong
     `records`     how many records the store has
     `unreadable`  how many of the records that had to be decoded were unreadable; these and their entries were left unchanged
     """
@@ -179,7 +179,7 @@ class Admin(Protocol):
         ...
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        """Return at most `limit` jobs of a view, beginning at the cursor. Only jobs that `read` would return are listed. [page_lists]
+        """Return at most `limit` jobs of a view, starting at the cursor. Only jobs that `read` would return are listed. [page_lists]
 
         The jobs of a status are listed in the order of an index [page_order]:
 
@@ -196,7 +196,7 @@ class Admin(Protocol):
         end. [page_cursor]
 
         At most `EXAMINED` jobs are read for a page, and fewer if the view has `error`, `header` or `created_before`. If a field of the view
-        has no index, a page with a cursor may therefore have fewer jobs than `limit`, or none. Queues have an index of their SCHEDULED,
+        has no index, a page with a cursor may therefore have fewer jobs than `limit`, or none. Each queue has an index of its SCHEDULED,
         READY, SUCCEEDED, FAILED and CANCELLED jobs. [page_bounded]
 
         Raises ValueError if the cursor is damaged, or belongs to a view with other statuses. [page_refuses]
@@ -220,7 +220,7 @@ class Admin(Protocol):
         ...
 
     async def flows(self, limit: int = 20) -> list[Record]:
-        """Return the last job that each of the newest flows still has, newest flow first, without arguments and results. [admin_flows]"""
+        """Return the last stored job of each of the `limit` newest flows, newest first, without arguments and results. [admin_flows]"""
         ...
 
     async def cancel_flow(self, flow: bytes) -> int:
@@ -231,7 +231,7 @@ class Admin(Protocol):
         ...
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
-        """Make SCHEDULED jobs READY now, unless they wait at a gate: those that wait for a due time or another back-off. [admin_run_now]
+        """Make SCHEDULED jobs due now: each is READY once it passes its gates. Jobs that already wait at a gate stay there. [admin_run_now]
 
         Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a HELD
         job keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]
@@ -239,7 +239,7 @@ class Admin(Protocol):
         ...
 
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
-        """Return the groups of the failed jobs in this queue and with this job name, the largest first. [admin_failures]
+        """Return the `limit` largest groups of failed jobs, or of those in a queue or with a job name, largest first. [admin_failures]
 
         Each failed job is in one group until an operator retries it or it is dropped. The counts come from one snapshot and are exact.
         While no job changes, they add up to the number of failed jobs in `queues`. [admin_failures_exact] The cause of a settled job is
@@ -284,12 +284,12 @@ class Admin(Protocol):
         is over by then, the job becomes READY in its old place instead. A job parked for an hour becomes READY, and is parked again when it
         is claimed.
 
-        Raises BrokerRefused if 100 jobs are paused. [job_pause]
+        Raises BrokerRefused if 100 job names are paused already. [job_pause]
         """
         ...
 
     async def resume_job(self, job: str) -> bool:
-        """End a pause, and make the first parked jobs READY in their old places. Return True if a further call is needed. [job_pause]"""
+        """End a pause, and make parked jobs READY in their old places. Return True if more may be left, for a further call. [job_pause]"""
         ...
 
     async def paused_jobs(self) -> list[str]:
@@ -317,7 +317,7 @@ class Admin(Protocol):
         ...
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
-        """Return the newest actions whose numbers are below `before`, newest first. [admin_acts]"""
+        """Return up to `limit` actions, newest first. With `before`, return only actions with lower numbers. [admin_acts]"""
         ...
 
     async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:

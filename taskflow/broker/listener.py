@@ -1,7 +1,7 @@
 """Receives wake-ups from a server. Each broker has one listener per event loop, and each listener has a separate channel.
 
-The server nudges only as many listeners as there are jobs to claim. If a listener
-is nudged but no task is waiting any more, it asks the server to nudge another one.
+The server nudges only as many listeners as there are jobs to claim. If a listener is
+nudged for jobs that none of its tasks is waiting for any more, upkeep nudges another one.
 
 A waiter's topics are announced to the server once the listener is subscribed. The server's answer names the topics for which something has
 already happened, so nothing is missed.
@@ -117,7 +117,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record that topics were announced, unless the subscription has been lost since. `times` is `self.times` from before that."""
+        """Record that topics were announced, unless the subscription was lost since. `times` is the former value of `self.times`."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -198,7 +198,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Ask the server to nudge this many other listeners instead, because no task of this listener is waiting for those jobs."""
+        """Pass this many nudges on to other listeners, because no task here is waiting for those jobs. A store may leave this to upkeep."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the store's version before the migrations; 0 if there were no tables
     `migrations`  the migrations in order; empty if the store is up to date
-    `missing`     the statements that create the tables and indexes that the store lacks, if nothing else is needed
+    `missing`     on SQLite, the statements that create missing tables and indexes; empty if there are no tables yet
     """
 
     place: str

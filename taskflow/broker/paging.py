@@ -79,8 +79,8 @@ Scan = Callable[[ScanRequest], Awaitable[ScanResult]]
 async def page(
     scan: Scan, view: View, cursor: str | None, limit: int, types: Mapping[Status | None, tuple[type, ...]] = POSITION_TYPES
 ) -> Page:
-    """Return the page of a view that begins at the cursor, or the first page. Raises ValueError if `limit` is below 1, or if the cursor is
-    damaged or belongs to another view."""
+    """Return up to `limit` jobs of a view, starting at the cursor, or at the first job if it's None. Raises ValueError if `limit` is below
+    1, or if the cursor is damaged or belongs to another view, and TypeError if it isn't a str."""
     if limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1")
     sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
@@ -121,7 +121,7 @@ async def pages(admin: Admin, view: View, limit: int = AT_ONCE) -> AsyncIterator
 
 
 async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> list[Record]:
-    """Return the first `most` jobs of a view, or fewer if the view has fewer. Each page has at most `limit` jobs."""
+    """Return the first `most` jobs of a view, or all if it has fewer. They are read in pages of at most `limit` jobs."""
     found = list[Record]()
     async for records in pages(admin, view, limit):
         found += records
@@ -131,8 +131,8 @@ async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> li
 
 
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
-    """Check the conditions that a store does not check. Jobs added after the first page do not match. If a job's time is in the future, the
-    clock was set back or the time is damaged, so the job doesn't count as added later."""
+    """Return True if a job meets the conditions that no store checks. Jobs added after the first page do not. If a job's time is in the
+    future, the clock was set back or the time is damaged, so the job doesn't count as added later."""
     if instant_of(until) < record.created_at <= instant_of(now):
         return False
     if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):
@@ -168,7 +168,7 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int | None, int | None, tuple[Any
 def _decoded(
     cursor: str, sections: list[Status | None], types: Mapping[Status | None, tuple[type, ...]]
 ) -> tuple[Status | None, int | None, Position | None]:
-    """Return a cursor's status, time and position. Raises ValueError, or TypeError, if `_encoded` can't have made it for these sections."""
+    """Return a cursor's status, time and position. Raises TypeError if it isn't a str, ValueError if it is damaged or of another view."""
     if not isinstance(cursor, str):
         raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the previous page, which is a str")
     try:

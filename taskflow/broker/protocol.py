@@ -268,7 +268,7 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 PASS_ON_TIMEOUT: Final = 0.25
-"""Seconds for which a job is READY before upkeep on PostgreSQL nudges another listener for it."""
+"""Seconds that a job stays READY before upkeep on PostgreSQL nudges another listener for it."""
 
 LISTENER_TTL: Final = 150.0
 """Seconds after which a listener that has not started to wait again is presumed gone. An idle worker claims at least once a minute."""
@@ -280,7 +280,7 @@ MAX_ENDS: Final = 100
 """The maximum number of ends without a settlement that one call of upkeep returns."""
 
 PURGED_TTL: Final = 60.0
-"""Seconds for which workers that handle the end of a purged job can still read it."""
+"""Seconds for which workers that handle the end of a purged job can still read the job."""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -291,8 +291,8 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `because` is "key" if another job has or represents its key, "id" if the job was sent before, and "clash" if
-    a different job has its id. `existing` is the id of the job that has or represents the key, or else the refused job's id."""
+    """The job with the id `id` was not added. `because` is "key" if another job has or represents its key, "id" if the same job was sent
+    before, and "clash" if a different job has its id. With "key", `existing` is the id of that other job; otherwise it equals `id`."""
 
     id: bytes
     existing: bytes
@@ -362,7 +362,7 @@ class Broker(Protocol):
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]: ...
 
     async def notes(self, job: bytes, first: int = 0) -> Notes:
-        """Return results that a job in a flow has received, in the order of its inputs, from the input `first` on."""
+        """Return results that a job in a flow has received, in the order of its inputs, starting at input number `first`."""
         ...
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]: ...

@@ -99,9 +99,9 @@ RESTART_PAUSES: Final = Pauses(0.01, 2.0)
 class Duty:
     """Runs a coroutine function in a separate task from `start` on, until it returns or `end` is called.
 
-    The task shares the event loop with the application: a job may cancel every task of the loop, and asyncio does that before it closes the
-    loop. So a task that was cancelled or failed is restarted after a pause only if `is_needed` then returns True. Otherwise it waits for
-    `start`.
+    The task shares the event loop with the application: a job may cancel every task of the loop, and asyncio.run() does so before closing
+    the loop. So a task that was cancelled or failed is restarted after a pause only if `is_needed` then returns True. Otherwise it waits
+    for `start`.
     """
 
     def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], is_needed: Callable[[], bool]) -> None:

@@ -11,8 +11,8 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and the jobs that already have a key. The answer may
     omit another client's job that was replaced, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
-  [within_open_key] No call waits for an open transaction that has added a job with a key. The key is assigned after the commits: a job
-    that comes too late for it is then CANCELLED. (SQLite has one writer at a time, so no other call meets an open transaction.)
+  [within_open_key] No call waits for an open transaction that has added a job with a key. Upkeep assigns the key after the commits, and
+    cancels a job that comes too late for it. (SQLite has one writer at a time, so no other call meets an open transaction.)
   [within_full] If the store has no room, StoreFull is raised. None of the call's jobs are added, and the transaction is not affected.
   [within_nudges] The commit nudges listeners as `Broker.enqueue` does, or those of `topics.DUE` if the engine has to admit a job first.
 
@@ -88,7 +88,7 @@ class Transactional(Protocol):
 
     def check(self, purpose: Purpose = "enqueue") -> CallersOperation[None]:
         """Return an operation that raises WrongConnection unless the connection is to this store and has the rights that `purpose` needs.
-        It runs before the first operation for that purpose on each connection, and must not make the transaction fail."""
+        A caller runs it before the first operation for that purpose on each connection. It must not make the transaction fail."""
         ...
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> CallersOperation[list[Added | Refused]]: ...
@@ -106,8 +106,8 @@ class TransactionalBroker(Protocol):
 
 
 def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
-    """Run the statements of an operation, and return its answer. If a statement fails, the operation may first undo its changes, and then
-    the error is raised."""
+    """Run the statements of an operation, and return its answer. If a statement fails, the operation gets the error, and may run further
+    statements to undo its changes before it raises the error."""
     try:
         statement = next(steps)
         while True:

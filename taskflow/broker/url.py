@@ -29,7 +29,7 @@ SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "postgresql": _POSTGRES_OPTIONS,
     "postgres": _POSTGRES_OPTIONS,
 }
-"""The URL schemes of this version, with their parameters."""
+"""The URL schemes that this version supports, with the parameters of each."""
 
 DEFAULT_NAMESPACE: Final = "taskflow"
 
@@ -218,7 +218,7 @@ def _flag(options: dict[str, str], name: str, default: str) -> bool:
 
 
 def _user(options: dict[str, str]) -> int | None:
-    """Return the uid of the user that `owner=` names, or None without `owner=`. Raises BrokerUrlError if there is no such user."""
+    """Return the uid that `owner=` gives or names, or None without `owner=`. Raises BrokerUrlError if no user has that name."""
     owner = options.get("owner")
     if owner is None or (owner.isascii() and owner.isdecimal() and len(owner) <= _UID_DIGITS):
         return None if owner is None else int(owner)

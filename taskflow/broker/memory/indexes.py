@@ -21,7 +21,7 @@ Places = list[tuple[int, Position]]
 class SortedIndex:
     """The entries of one index in the order of their positions, and the sizes of its groups.
 
-    The entries before `_head` have been removed. Claims keep removing the first entry, and moving all others up each time would dominate
+    The entries before `_head` count as removed. Claims keep removing the first entry, and moving all others up each time would dominate
     the cost.
     """
 

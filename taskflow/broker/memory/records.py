@@ -54,9 +54,9 @@ class Stored:
 
 _PLACES: Final = {kind: placing(kind) for kind in HEADERS}
 _WRITTEN: Final = {kind: frozenset(field.name for field in fields if field.owner is None) for kind, fields in HEADERS.items()}
-"""The fields that a put writes."""
+"""The fields that a put writes to an existing record."""
 _RESTARTED: Final = {kind: frozenset(field.name for field in fields if field.owner is not Owner.STORE) for kind, fields in HEADERS.items()}
-"""The fields that a put writes if the record is new, or if the put `restarts` the job."""
+"""The fields that a put writes to a new record, or if it `restarts` the job."""
 _DEFAULTS: Final = {kind: {field.name: field.default for field in fields} for kind, fields in HEADERS.items()}
 _STORES_OWN: Final = ("seq", "created_at")
 

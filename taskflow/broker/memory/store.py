@@ -61,7 +61,7 @@ class MemoryStore(ByStep, RecordStore):
 
     def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
         """Lease a particular job, whatever is ahead of it in its queue. Return None if it isn't READY or SCHEDULED, if it waits at a gate,
-        or if its queue is paused. Tests use this to run jobs as they send them."""
+        or if its queue is paused. `taskflow.testing` uses this to run the jobs that a test has sent."""
         state, ref = self._records[Ref(Kind.SESSION, session)], Ref(Kind.JOB, job_id)
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
@@ -165,7 +165,7 @@ class MemoryStore(ByStep, RecordStore):
         return True
 
     def _put_note(self, ref: Ref, note: bytes, rev: Rev) -> None:
-        """Put a new note like `_put`, but several times as fast."""
+        """Store a new note, which is a result for an awaiting job, as `_put` would, but several times as fast."""
         self._records[ref] = stored = Stored({"size": len(note)})
         stored.rev, stored.state, stored.places = rev, note, [(NOTES_INDEX, (ref.id,))]
         self._numbered[NOTES_INDEX].add((ref.id,), ref)
@@ -206,7 +206,7 @@ class MemoryStore(ByStep, RecordStore):
         return Faded(buried, has_more, left)
 
     def _over_cap(self, max_kept: int, limit: int) -> list[tuple[str, Ref]]:
-        """Return up to `limit` ended jobs that queues keep beyond `max_kept`, each with its queue, the oldest of a queue first."""
+        """Return up to `limit` ended jobs beyond `max_kept` per queue, oldest first, with their queues. Failed jobs count separately."""
         found = list[tuple[str, Ref]]()
         for queue in sorted({group.prefix[0] for group in self._indexes["status"].groups(())}):
             for statuses in ((SUCCEEDED, CANCELLED), (FAILED,)):

@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if none comes: turns only avoid conflicts, so the caller continues."""
+        """Wait for a turn, a key that expires. Return False if none comes: turns only avoid conflicts, so the caller can do without."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:
@@ -127,7 +127,7 @@ class RedisBroker(EngineBroker):
                 return [Added(envelope.id) for envelope in envelopes]
             return await super().enqueue(envelopes)
         except StoreFull:
-            if self.assumes_new and not all(map(is_plain, envelopes)):  # jobs whose keys are held need no room
+            if self.assumes_new and not all(map(is_plain, envelopes)):  # a job whose key is taken is refused, which needs no room
                 self.assumes_new = False
                 return await self.enqueue(envelopes)
             refs = {Ref(Kind.JOB, envelope.id) for envelope in envelopes}
@@ -137,7 +137,7 @@ class RedisBroker(EngineBroker):
         return await self.run(compare_known(envelopes, known))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        """Claim jobs. If all are stored in the fixed layout (see records.lua), decode them to leases directly. Raises SessionLost."""
+        """Claim jobs. If all are stored in the fixed layout (see records.lua), they are decoded to leases directly. Raises SessionLost."""
         found = await self._claim(session, request, queues, limit)
         if found is None:
             raise SessionLost(wording.SESSION_LOST)
@@ -226,7 +226,7 @@ class RedisBroker(EngineBroker):
 
     async def rebuild(self) -> Rebuilt:
         found = await self._comparison(repairs=True).run()
-        assert found is not None  # without a time limit, it always finds something
+        assert found is not None  # run() returns None only without `repairs` or at a time limit
         if stored := await self._declared():
             await self._declare(stored)
         return found
@@ -306,7 +306,7 @@ class RedisBroker(EngineBroker):
         self._server_info = server_info
 
     async def _check_indexes(self, server: str, *, creates: bool) -> None:
-        """Raise BrokerRefused if the store has different indexes, except for `rebuild`. Add indexes of new kinds to the store's list."""
+        """Raise BrokerRefused if the store's indexes differ, unless this broker is for a rebuild. If `creates`, add those of new kinds."""
         stored = await self._declared()
         if self.rebuilds or stored == DECLARED:
             return
@@ -326,7 +326,7 @@ class RedisBroker(EngineBroker):
         return frozenset(name for name in stored if name.count(".") == 2)  # another program may have written any text
 
     async def _declare(self, stored: frozenset[str]) -> None:
-        """Add this version's indexes, which are complete, to the store's list, and remove those that it doesn't keep up to date."""
+        """Add this version's indexes, which are complete, to the store's list. Remove those that this version doesn't keep up to date."""
         _, unknown = compare_declarations(stored)
         kept = {name for name in stored if name.split(".")[1] not in unknown}
         await self.ask("HSET", f"{self.prefix}meta", "indexes", " ".join(sorted(DECLARED | kept)))

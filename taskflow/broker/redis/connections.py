@@ -109,7 +109,7 @@ class ConnectionPool:
 
     async def _ask(self, commands: Sequence[Command], *, each: bool = False) -> Any:
         """Send commands, and return the last reply, or all replies if `each` is True. If the connection was cut, send the commands once
-        more on a new connection, because every operation may be sent twice."""
+        more on a new one, which is safe because every operation may be sent twice."""
         connection = self._connection
         if connection is not None and not connection.is_lost:
             try:
@@ -122,7 +122,7 @@ class ConnectionPool:
     async def _ask_apart(self, commands: Sequence[Command]) -> Any:
         """Send commands over a connection that no other call uses meanwhile, and return the reply to the last command before WAITAOF.
 
-        While a call waits for the server's disk, the server answers nothing else on its connection. Such calls share one write to the disk.
+        While a call waits for the server's disk, the server answers nothing else on its connection. Such calls may share one write to disk.
         """
         async with self._apart:
             connection = self._waiting.pop() if self._waiting else CommandConnection(await self.open())
@@ -147,7 +147,7 @@ class ConnectionPool:
                 if self._connection is not None:
                     await self._connection.drop()
                 connection = CommandConnection(await self.open())
-                if self._is_closed:  # in the meantime
+                if self._is_closed:  # `close` was called while this was connecting
                     await connection.drop()
                     raise BrokerUnavailable(wording.CLOSED)
                 self._connection = connection

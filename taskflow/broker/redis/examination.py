@@ -75,7 +75,7 @@ class Comparison:
             raise TimeoutError
 
     async def _compare_records(self) -> tuple[int, int, set[bytes], Counter[bytes]]:
-        """Return the number of records, the number of unreadable ones, the names of keys with entries of jobs, and the counts of jobs."""
+        """Return the numbers of records and of unreadable ones, the names of `back:` and `leases:` keys, and the counts of jobs."""
         seen, others, counts, unreadable = set[bytes](), set[bytes](), Counter[bytes](), 0
         async for keys in keys_of(self._ask, self._prefix):
             self._check_time()

@@ -24,14 +24,14 @@ PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "
 
 MARK: Final = b"\xff@"
 REFERENCE_BYTES: Final = 14
-"""Content stored separately leaves a reference: the mark, the content's length (4 bytes) and the end of its key (8). See `records.py`."""
+"""The length of a reference to separate content: the mark, the content's length (4 bytes) and the end of its key (8). See `records.py`."""
 
 WAITING_BYTES: Final = 44
 RUNNING_BYTES: Final = 63
 """The lengths of the fixed parts of waiting jobs and of leases: see records.lua."""
 
 MEMBER_BYTES: Final = 20
-"""The length of the field `member`."""
+"""The length of the field `member`, in bytes."""
 SINCE_BYTES: Final = 8
 
 GROUPS_AT_ONCE: Final = 60
@@ -65,7 +65,7 @@ PLACES: Final = {kind: {field.name: at for at, field in enumerate(fields)} for k
 """The place of each field in a header's array, from 0."""
 
 ENTRIES: Final = {index.kind: index.name for index in INDEXES if index.entries is not None}
-"""The index of a kind whose records have several entries. Their values end the header's array."""
+"""The index of each kind whose records may have several entries. Their values are the last element of the header's array."""
 
 
 def field_bytes(field: Field, value: Any) -> Any:
@@ -81,7 +81,7 @@ DEFAULTS: Final = {
     kind: [*(field_bytes(field, field.default) for field in fields), *([False] if kind in ENTRIES else [])]
     for kind, fields in HEADERS.items()
 }
-"""The header of a record whose fields all have their defaults."""
+"""For each kind, the header of a record whose fields all have their defaults."""
 
 
 # --- members of indexes -------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def behind(begin: bytes) -> bytes:
 
 
 DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).encode()):08x}" for index in INDEXES)
-"""The indexes with their kinds, as the store lists them. A taskflow version that doesn't know an index would not update it."""
+"""Each index as the store lists it: kind, name and checksum. A taskflow version that doesn't know an index would not update it."""
 
 
 def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:
@@ -249,8 +249,8 @@ def literals() -> dict[str, str]:
 
 
 def _types(kind: int) -> str:
-    """Return the types of a header's fields as a Lua string of letters: the first letter of each type, in upper case if the field is always
-    present."""
+    """Return the types of a header's fields as a Lua string of letters: n for a number, s for a small one, t for text or bytes. A letter is
+    in upper case if the field is always present."""
     letters = [{Type.NUMBER: "n", Type.SMALL: "s"}.get(field.type, "t") for field in HEADERS[kind]]
     given = zip(letters, HEADERS[kind], strict=True)
     return "'" + "".join(letter if field.default is None else letter.upper() for letter, field in given) + "'"
@@ -261,7 +261,7 @@ def lua_bytes(value: bytes) -> str:
 
 
 BY_HAND: Final = frozenset({"status", "ready", "leases"})
-"""The indexes that move_job() in records.lua and the hot scripts write, instead of code made from the declaration."""
+"""The indexes that move_job() in records.lua and the hot scripts write, instead of code generated from the declaration."""
 
 
 def _places(kind: int) -> str:
@@ -306,14 +306,14 @@ def _in_lua(kind: int, condition: str) -> str:
 
 
 def id_at(index: str) -> int:
-    """Return the position of the id's first byte in a member, for scripts. It counts from 1, or from the end if it is negative; 0 means
-    that the id follows the first value."""
+    """Return the position of the id's first byte in a member, for scripts. Positions count from 1, and negative ones from the
+    end; 0 means that the id follows the first value."""
     at = MEMBERS[index].id_at
     return -ID_BYTES if at is None else at + 1
 
 
 def texts_in(index: Index) -> int:
-    """Return how many variable-length values begin the groups of an index. Such values occur nowhere else in a group."""
+    """Return the number of variable-length values in the prefix that identifies a group of an index. They come first in it."""
     return len([each for each in MEMBERS[index.name].types[: index.groups] if each in _TEXTS])
 
 

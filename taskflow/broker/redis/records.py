@@ -85,7 +85,7 @@ def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool)
 
 
 def unreadable(ref: Ref, stored: bytes) -> Record:
-    """Return a placeholder for a record that can't be read."""
+    """Return a placeholder for a record that can't be read. A job's placeholder is FAILED."""
     header = {field.name: field.default for field in HEADERS[ref.kind]}
     if ref.kind == Kind.JOB:
         header |= {"status": FAILED, "queue": "?", "job": "?", "ended_at": 0, "fade_at": LATEST, "cause": bytes(8)}
@@ -105,7 +105,7 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
 
 
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
-    """Read into `header` the lease of a job that is or was running. Return the offset of the part that it had while it waited."""
+    """Read into `header` the lease of a job that is or was running. Return the offset of its part for waiting jobs."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
     header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])
@@ -250,7 +250,7 @@ def _header(kind: int, packed: bytes) -> dict[str, Any] | None:
 
 @lru_cache(1024)
 def _gate_header(packed: bytes) -> dict[str, Any] | None:
-    """Decode the header of a gate. Many gates have the same header, because it doesn't contain their names."""
+    """Decode the header of a gate. The cache helps because many gates have equal headers, which don't contain their names."""
     return _header(Kind.GATE, packed)
 
 
@@ -265,7 +265,7 @@ def _worker_name(raw: bytes) -> str:
 # --- large contents --------------------------------------------------------------------------------------------------
 
 # Large contents are sent ahead of the call that writes their records, and expire unless that call keeps them. So a call that never arrives
-# leaves nothing behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold
+# leaves nothing behind. The key consists of the job's id and the revision that the call writes, so no other call uses it. Records hold
 # references; this module fetches the bytes.
 
 INLINE: Final = 512

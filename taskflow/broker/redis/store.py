@@ -66,7 +66,7 @@ class Call(Protocol):
 class RedisStore:
     """Runs the store's methods as scripts.
 
-    `steady`   returns the time of a test clock, or None to use the server's
+    `steady`   returns a test clock's steady time, or None to use the server's
     `lost`     returns the error for contents that the server lost before their call arrived
     `on_disk`  True to wait until new jobs and schedules are on the server's disk
     """
@@ -87,14 +87,14 @@ class RedisStore:
         return await dispatch(self, effect)
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
-        """Answer a query, and register `listener` for the ends of the jobs in `awaited`."""
+        """Answer a query, and register `listener` for the ends of the jobs in `awaited` that have not ended."""
         return (await self.look(query, awaited, listener))[0]
 
     async def look(
         self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
-        """Answer a query. If `max_kept` is given, the query is for upkeep: it also registers `listener` for the next due time, and nudges
-        listeners again for READY jobs. The second value returned is True if `fade` has anything to do."""
+        """Answer a query, after storing jobs that it finds unreadable as FAILED. If `max_kept` is given, the query is for upkeep: it also
+        registers `listener` for the next due time, and nudges listeners again for READY jobs. Also return True if `fade` has work."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await self._snapshot_of(query, reply)
@@ -284,7 +284,7 @@ def _packed_groups(name: str, prefix: tuple[Any, ...]) -> list[Any]:
 
 
 async def snapshot_of(query: Query, reply: Sequence[Any], steady: int | None, contents: Contents) -> Snapshot:
-    """Decode the answer to a query. `steady` replaces the server's clock."""
+    """Decode the answer to a query. Unless it is None, `steady` replaces the server's steady time."""
     now, its_steady, stored, scanned, grouped, totals, *_ = reply
     with_content = query.with_content
     records: dict[Ref, Record | None] = dict.fromkeys(query.refs)

@@ -97,7 +97,7 @@ class MaintainedRecords(RecordChanger):
         return Faded(buried, has_more, left)
 
     def _over_cap(self, max_kept: int, limit: int) -> list[list[Any]]:
-        """Return the rows of up to `limit` ended jobs that queues keep beyond `max_kept`, the oldest of a queue first."""
+        """Return the rows of up to `limit` ended jobs beyond `max_kept` per queue, oldest first. Failed jobs count separately."""
         found, kept = list[list[Any]](), Counter[tuple[str, bool]]()
         for queue, what, n in self.connection.execute(self.sql[KEPT]).fetchall():
             kept[queue, what == f"={FAILED}"] += n

@@ -28,9 +28,9 @@ ENTRIES: Final = {kind: [index for index in INDEXES if index.entries is not None
 PARTS: Final = ("sent", "state", "content")
 FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
 WRITTEN: Final = {kind: {field.name for field in fields if field.owner is None} for kind, fields in HEADERS.items()}
-"""The fields that a put writes."""
+"""The fields that a put writes to an existing record."""
 RESTARTED: Final = {kind: {field.name for field in fields if field.owner is not Owner.STORE} for kind, fields in HEADERS.items()}
-"""The fields that a put writes if the record is new, or if the put `restarts` the job."""
+"""The fields that a put writes to a new record, or if it `restarts` the job."""
 
 _TYPES: Final = {Type.SMALL: "INTEGER", Type.NUMBER: "INTEGER", Type.NAME: "TEXT", Type.BYTES: "BLOB"}
 
