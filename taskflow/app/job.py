@@ -130,7 +130,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
 
 def check_app_of(on_failure: object, app: App) -> None:
-    """Raise ValueError if this is a call to another app's job, because that app's broker and settings may differ."""
+    """Raise ValueError if `on_failure` is a call to another app's job, because that app's broker and settings may differ."""
     if isinstance(on_failure, Call) and getattr(on_failure.job_type, "app", app) is not app:
         raise ValueError(f"on_failure=: the call to {on_failure.job} belongs to another App; bind a job of this one")
 
@@ -177,7 +177,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:
-        """Compute the options, with the names of secrets. Until the annotations are resolved, these are unknown, and nothing is cached."""
+        """Compute the options, with the names of secrets. Until the annotations are resolved, the names are unknown; nothing is cached."""
         resolved = super()._resolve(settings)
         if not self.codec.is_resolved:
             self._resolved = UNRESOLVED
@@ -298,7 +298,7 @@ async def send(name: str, /, *args: Any, **arguments: Any) -> JobHandle[Any]:
     """Send a job by its name: ``await send("app.tasks.charge", order_id=7)``. It is a shortcut for ``named(name).delay(...)``.
 
     If this process has declared the job, its arguments are checked, and may be positional too. Otherwise they must be given by name,
-    and the worker checks them. It parks a job whose name or arguments it doesn't know, to try it later. Raises the same errors as `delay`.
+    and a worker checks them: it parks a job whose name or arguments it doesn't know, to try it later. Raises the same errors as `delay`.
     """
     return await named(name).delay(*args, **arguments)
 

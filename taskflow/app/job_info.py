@@ -30,7 +30,7 @@ class StoredArguments:
         self._decoded: Mapping[str, Any] | None = None
 
     def decoded(self) -> Mapping[str, Any] | None:
-        """Return the arguments by parameter name, decoded without annotations if they don't fit the job, or None if that fails too."""
+        """Return the arguments by parameter name, without using annotations if the job is unknown or they don't fit; None if that fails."""
         if self._decoded is None:
             if self._job is not None:
                 with suppress(CodecError, DeclarationError):
@@ -58,8 +58,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     `attempt`     the number of the attempt that failed
     `at`          when the run ended
     `ending`      how it ended: `RunEnding.FAILED`, `RunEnding.TIMED_OUT`, or `RunEnding.CRASHED` if its worker was lost
-    `worker`      "host:pid" of its worker
-    `started_at`  when it started, or when its worker claimed the job if the worker was lost before it reported the start
+    `worker`      "host:pid" of its worker, or None if unknown
+    `started_at`  when it started, or when its worker claimed the job if the worker was lost before it reported the start; None if unknown
     """
 
     type: str
@@ -85,7 +85,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt`      the number of the current or next attempt, or of the last one if the job has ended
     `errors`       one entry for each run that failed or was lost, oldest first
-    `due_at`       when the job may start
+    `due_at`       when the job may start; it is cancelled if it hasn't started by `expires_at`
+    `failures`     how many attempts failed; `crashes` is how many runs were lost with their worker, `snoozes` how often the job snoozed
     `started_at`   when the last run started
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded

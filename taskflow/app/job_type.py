@@ -31,7 +31,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """The options of a job's calls under `settings`, and the fields of the calls' envelopes that follow from them."""
+    """The options of a job's calls under `settings`, and the fields of the calls' envelopes that follow from them. `declared_key` is None
+    unless the key of each call is made from a template."""
 
     settings: Settings | None
     options: Options
@@ -88,7 +89,7 @@ UNRESOLVED: Final = Resolved(None, Options(), {}, None)
 
 
 class JobType(HasOptions, Generic[R_co]):
-    """A function with its name, its codec and the options of its calls. Its signature is what callers see: no context, no dependencies."""
+    """A function with its name, its codec and the options of its calls. `__signature__` leaves out the context and the dependencies."""
 
     __name__: str
     __qualname__: str
@@ -132,7 +133,8 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def around(self) -> tuple[Around, ...]:
-        """The functions that make the context managers around its runs: those of `configure(defaults=...)` outermost, then its own."""
+        """The functions that return context managers for each run: first those of `configure(defaults=...)`, then the job's. The first one
+        is the outermost."""
         return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property

@@ -53,7 +53,7 @@ class Limits:
     """Shows limits, and sets their numbers. All methods are async. Code without an event loop calls ``run_sync(limits.set(...))``."""
 
     async def set(self, limit: Limit | JobType[Any] | str, key: object, n: int | None, *, by: str | None = None, reason: str = "") -> None:
-        """Set the number of a limit for one value of its key, overriding the declared one. Jobs that can pass now become ready.
+        """Set the number of a limit for one value of its key, in place of the declared number. Jobs that can pass now become ready.
 
         `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares,
                  or that `list` returns; None as `n` needs the declaration
@@ -113,7 +113,8 @@ def _declared() -> builtins.list[tuple[str, Concurrency | Rate]]:
 
 
 def _found(limit: object) -> tuple[str, Concurrency | Rate]:
-    """Return a limit's name and rule. Raises TypeError or ValueError if this process declares no such limit, or two kinds of it."""
+    """Return a limit's name and rule. Raises TypeError or ValueError if this process declares no such limit, or both a Concurrency and a
+    Rate with this name."""
     if isinstance(limit, Limit):
         return limit.name, limit.rule
     declared = _declared()

@@ -32,12 +32,12 @@ log: Final = logging.getLogger("taskflow")
 
 
 class EnqueueCall:
-    """A call that is about to be sent."""
+    """A call as middleware sees it before it is sent."""
 
     __slots__ = ("_arguments", "_envelope", "_given", "_headers", "_job", "_of_telemetry")
 
     def __init__(self, envelope: Envelope, job: NamesArguments | None = None, given: CallArguments | None = None) -> None:
-        """`given` holds the arguments as the caller gave them, if they are still known."""
+        """`given` holds the arguments as the caller gave them, or is None if only the payload is known."""
         self._envelope = envelope
         self._job = job
         self._given = given
@@ -124,23 +124,23 @@ class Middleware:
     does not await `call_next`, the call is not sent or the job is not run."""
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-        """Set headers on a batch of calls that are about to be sent; `enqueue()` sends up to 1,000 per batch. Called once per batch, in the
-        caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent."""
+        """Set headers on a batch of calls before they are sent; `enqueue()` sends up to 1,000 per batch. This is called once per batch, in
+        the caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent."""
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
         """Wrap the sending of a call, in the sender's process. If you only set headers, `stamp` is several times as fast."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        """Wrap one run, in the worker. The verdict can be inspected or replaced before it is settled.
+        """Wrap one run, in the worker. The method can inspect or replace the verdict before the worker reports it to the store.
 
-        A method may await `call_next` again after an earlier call has returned. Two calls at the same time raise TaskflowError.
+        It may await `call_next` again after an earlier call has returned. Two calls at the same time raise TaskflowError.
         """
         return await call_next(context)
 
     def around(self, context: JobContext) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
         """Return a context manager inside which the job's function is called, in the function's thread, task or child process. It surrounds
-        the job's `around=`. Only async jobs may have an async context manager. Its errors are the run's errors."""
+        the job's `around=`. Only async jobs may have an async context manager. Errors of the context manager are the run's errors."""
         return nullcontext()
 
     async def ended(self, info: JobInfo) -> None:
@@ -155,7 +155,7 @@ class Telemetry(Middleware):
     """True if workers should count their runs."""
     records_history: ClassVar[bool] = False
     page: Callable[[], tuple[str, bytes]] | None = None
-    """Returns the content type and the body of `/metrics` on a worker's health port."""
+    """Returns the content type and the body of `/metrics` on a worker's health port. None if this object serves no metrics."""
 
     def on_event(self, event: Event) -> None:
         """Receive an event, like a function in `subscribers`."""

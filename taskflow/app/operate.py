@@ -58,7 +58,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     `last`     when the last one failed
     `jobs`     the number of its jobs by job name, the most frequent first
     `deploys`  the number of its jobs by deploy (TASKFLOW_DEPLOY of the worker), the most frequent first
-    `error`    the error of the job that failed last
+    `error`    the error of the job that failed last; empty if the store no longer keeps that job
     `frame`    the innermost frame of the application in that error's traceback, as "folder/file.py:function"
     `sample`   the id of the job that failed last
     """
@@ -86,7 +86,7 @@ async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, de
     deploy, followed by the remaining groups if `others` is True.
 
     The store counts all failed jobs if the view has at most a queue and a job name. Otherwise, at most `EXAMINED` jobs are read: those
-    that failed last, or with a tag, the newest ones."""
+    that failed last or, with a tag, the newest ones."""
     view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
         found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=most)
@@ -164,7 +164,7 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of the selected jobs.
 
     `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
-    `examined`       how many jobs were read to find these
+    `examined`       how many jobs were read to find those of this page
     `stopped_early`  True if the page is not full because at most 800 jobs are read for a page, and more may match
     """
 
@@ -234,9 +234,9 @@ class Operate:
         deploy: str | None = None,
         limit: int = 100,
     ) -> list[FailureGroup]:
-        """Return up to `limit` groups of failed jobs with the same cause, the largest first. With `deploy`, return only those with jobs
-        that failed on that deploy, the ones with the most first. The counts are exact, but with `tag` or `ended_before`, only the newest
-        800 failed jobs that match are counted."""
+        """Return up to `limit` groups of failed jobs with the same cause, the largest first. With `deploy`, return only groups with jobs
+        that failed on that deploy, those with the most such jobs first. The counts are exact, but with `tag` or `ended_before`, only the
+        newest 800 failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
         found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit, deploy or ""))
@@ -277,7 +277,7 @@ class Operate:
 
     async def run_now(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Make the jobs with these ids or handles, or the selected ones, ready if they wait for their time or their next attempt. Jobs that
-        wait for other jobs, or for a running job with their key, stay as they are, and paused queues stay paused."""
+        wait for other jobs, for a running job with their key, or at a limit stay as they are, and paused queues stay paused."""
         return await self._act("run-now", ids, which)
 
     async def purge(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:

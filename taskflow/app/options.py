@@ -1,4 +1,4 @@
-"""The options of jobs and calls, and their checks. Precedence: `.options()`, the decorator, its preset, the configured defaults."""
+"""The options of jobs and calls, and their checks. Precedence, highest first: `.options()`, the decorator, its preset, the defaults."""
 
 from __future__ import annotations
 
@@ -202,7 +202,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
-        """Return the envelope fields of a call's key. `text` is shown for a key that has secrets. Raises ValueError for an invalid key."""
+        """Return the envelope fields of a call's key. `text` is what operators see, or None to show them the key. Raises ValueError for an
+        invalid key."""
         return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key if text is None else text}
 
 
@@ -384,7 +385,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def _instant(value: object) -> int:
-    """Convert an aware datetime to microseconds since 1970, 0 if it's earlier. Raises TypeError or ValueError for any other value."""
+    """Convert an aware datetime to microseconds since 1970; earlier ones give 0. Raises TypeError or ValueError for any other value."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:

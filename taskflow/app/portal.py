@@ -71,7 +71,7 @@ INTERRUPTED: Final = (
 """The message if the caller would wait for a lock that its thread holds, or for an answer that only its thread can give."""
 
 _STORE_THREADS: Final = "taskflow-sqlite-"
-"""The prefix of the names of store threads, which answer calls."""
+"""How the names of a store's threads begin. A call that waits in such a thread would never end, because this thread answers it."""
 
 
 class CallersThread(Executor):
@@ -202,7 +202,8 @@ class _Holder:
             portal.close()
 
     def after_fork(self) -> None:
-        """Set the parent's portal aside without closing it. Its selector is shared, so closing it would stop the parent's loop."""
+        """Set the parent's portal aside without closing it. Parent and child share its selector, so closing it would stop the parent's
+        loop."""
         self._lock, self._is_starting = threading.RLock(), False
         if self._portal is not None:
             self._of_parents.append(self._portal)
@@ -211,6 +212,6 @@ class _Holder:
 
 _holder: Final = _Holder()
 # At exit, finalizers close the portal and the brokers, the newest first. Functions that an application registers with atexit after
-# declaring its jobs run before all of these, so they can send jobs.
+# declaring its jobs run before all these finalizers, so they can send jobs.
 weakref.finalize(_holder, _holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

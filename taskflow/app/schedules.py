@@ -43,13 +43,13 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
     `job`           the job that it sends, or the last job of its flow
     `flow`          the jobs of the flow that it sends, for example "11 jobs: 10 count, total"; None if it sends a single job
-    `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
-    `last_at`       the last time that fired
+    `next_at`       the next time to fire; None if the schedule is paused, asleep or over, or if no worker has computed the time yet
+    `last_at`       the last scheduled time that fired
     `last_id`       the id of the job that it added last, or of the last job of that flow
     `lag`           how late it last fired, in seconds, not counting the jitter; None if it has not fired yet
     `fired`         how many jobs or flows it has added
-    `skipped`       how many times added no job or flow, because an earlier one was still live
-    `missed`        how many times did not fire because it was too late
+    `skipped`       how many scheduled times added no job or flow, because an earlier one was still live
+    `missed`        how many scheduled times did not fire because it was too late
     `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
     `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
     `asleep_since`  when the last worker that declared it stopped; None if a running worker declares it, or `put` stored it
@@ -181,7 +181,7 @@ class Schedules:
 
         Nothing is added for a time if the store still knows its job, or a job of its flow. `overlap`, `catch_up` and
         `max_delay` do not apply. Raises ValueError and adds nothing if there are more than `limit` times, or if `start` or `end` is naive.
-        The same happens if there is more than one time and the calls have a key, because only one of the jobs could be live.
+        Also raises ValueError if there is more than one time and the calls have a key, because only one of the jobs could be live.
         """
         app = default_app()
         plan = await stored_plan(name)
@@ -232,7 +232,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all if None. A name that taskflow would reject is looked up among all schedules."""
+    """Return the records of the named schedules, or of all for None. If taskflow would reject a name, read all to look for it."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]

@@ -119,7 +119,8 @@ def send_together_sync(app: App, calls: list[BareCall[Any]], connection: object)
 
 
 class Sent(Generic[R]):
-    """The handles that one `enqueue()` has collected so far, including those of live jobs that already had a call's key."""
+    """The handles that one `enqueue()` has collected so far, including those of live jobs that already had a call's key. `conflicts` has
+    the handles of such jobs again, for calls with ``on_conflict="raise"``."""
 
     def __init__(self) -> None:
         self.handles: list[JobHandle[R]] = []

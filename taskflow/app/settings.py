@@ -1,4 +1,5 @@
-"""Merges the settings from all sources: flags, configure(), TASKFLOW_* in the environment, [tool.taskflow] in pyproject.toml."""
+"""Merges the settings from all sources. Precedence, highest first: flags, configure(), a framework's settings, TASKFLOW_* in the
+environment, [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ _FUNCTIONS: Final[Mapping[str, str]] = {
     "child_initializer": "a function without parameters",
     "child_lifespan": "a function that returns a context manager, or an async one",
 }
-_OF_PYPROJECT: Final = (*TEXTUAL, "defaults", "worker")  # `taskflow worker` reads the last one
+_OF_PYPROJECT: Final = (*TEXTUAL, "defaults", "worker")  # `taskflow worker` reads "worker"
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {  # each number's type, minimum and maximum
     "enqueue_timeout": (float, 0, inf),
     "max_payload": (int, 1, MAX_PAYLOAD),
@@ -91,7 +92,8 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check and return the settings given to configure(). Raises ConfigurationError for an invalid value, naming the setting."""
+    """Check and return the settings given to configure(), without those that are None. Raises ConfigurationError for an invalid value,
+    naming the setting."""
     settings = {name: value for name, value in given.items() if value is not None}
     for name, of_what in (("middleware", "Middleware instances"), ("subscribers", "functions"), ("telemetry", "Telemetry instances")):
         if not isinstance(settings.get(name, ()), Sequence):
