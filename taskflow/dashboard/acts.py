@@ -73,7 +73,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 async def target_of(request: Request, fields: Fields | Any) -> Target:
     """Return the jobs that a form or a URL selects. Raises HTTPException if it selects nothing, or jobs that the action doesn't apply
-    to. A form from a page of the dashboard leads back to that page if it selects nothing."""
+    to. If a form from one of the dashboard's pages selects nothing, the exception redirects to that page."""
     action = cast(ActionName, fields.get("action", ""))
     if action not in LABELS:
         raise HTTPException(400, "There is no such action.")
@@ -109,7 +109,7 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
-    """Count the jobs that the action applies to, and return True too if there are more, because only `MAX_COUNTED` were read."""
+    """Count the jobs that the action applies to. Also return True if there are more of them, because at most `MAX_COUNTED` are counted."""
     view = target.view
     if target.ids or target.group:
         return len(target.ids), False
@@ -130,7 +130,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
 
 
 class StartedAction:
-    """An action that is running or has ended."""
+    """An action that is running or has ended. `problem` says why it failed or why a stage ended it; otherwise it is empty."""
 
     def __init__(self, target: Target, by: str, reason: str) -> None:
         self.target = target
@@ -217,7 +217,7 @@ class Acts:
         return redirect(request, f"/act/{name}")
 
     def _started(self, target: Target, by: str, reason: str) -> tuple[str, StartedAction]:
-        """Start an action. If the same user's same action is running, return that one: a form may be sent twice."""
+        """Start an action. If the user has already started it and it is still running, return that one: a form may be sent twice."""
         for name, act in self._acts.items():
             if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
                 return name, act
@@ -275,7 +275,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
 
 
 def _words(target: Target) -> dict[str, str]:
-    """Return the conditions that select the target's jobs, for display: their cause and those of the view. Empty for jobs given by id."""
+    """Return the conditions that select the target's jobs, for display: the cause, if any, and the view's. Empty for jobs given by id."""
     if target.group:
         return {"cause": target.error or target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)

@@ -17,8 +17,8 @@ from taskflow.dashboard.live import Live
 def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:
     """Return a dashboard with these live pages and actions, in which `actor` may act and see arguments.
 
-    The first GET with the query ``token=...`` gets a cookie whose name is `cookie`, and is redirected to the overview, so that no history
-    keeps the token. From then on the token is invalid, and every request needs the cookie.
+    The first GET with the query ``token=...`` gets a cookie whose name is `cookie`, and is redirected to the overview, so that the token
+    stays out of the browser's history. From then on the token is invalid, and every request needs the cookie.
     """
     session, is_used = secrets.token_urlsafe(32), False
 

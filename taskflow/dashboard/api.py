@@ -28,8 +28,8 @@ from taskflow.model.record import Record
 
 
 class Jobs(msgspec.Struct, frozen=True):
-    """A page of jobs. `cursor` leads to the next page, and is None after the last one. `examined` is how many jobs were read to find
-    these."""
+    """A page of jobs. `cursor` leads to the next page, and is None after the last one. `examined` is how many jobs were read to find those
+    of this page."""
 
     jobs: list[dict[str, Any]]
     cursor: str | None
@@ -48,8 +48,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Runs(msgspec.Struct, frozen=True):
-    """The runs of a job in a queue over a period: their number by verdict and by deploy, and the median and 95th percentile of the waits
-    and run times, in seconds."""
+    """The runs of a job in a queue over the period of `seconds` that begins at `at`. They are counted by verdict and by deploy. `waits` and
+    `times` have the median and the 95th percentile of the waits and run times, in seconds."""
 
     at: datetime
     seconds: int

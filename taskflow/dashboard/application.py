@@ -35,9 +35,9 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
 
     `authorize`  a function, plain or async, that receives the request, a `starlette.requests.Request`, and returns an `Access`, or None
                  to refuse the request. It is called for each request. A plain function is called in a thread. Without `authorize`, the
-                 dashboard is closed and answers every request with 403
+                 dashboard is closed: the response to every request is a 403
 
-    The dashboard answers 503 while the store does not answer.
+    While the store does not answer, the response is a 503.
     """
     return dashboard_with(Live(), Acts(), authorize)
 

@@ -25,7 +25,7 @@ MOMENT: Final = timedelta(microseconds=1)
 
 
 class Day(msgspec.Struct, frozen=True):
-    """A day in the viewer's zone, from `start` to `end`. `change` describes a clock change on that day."""
+    """A day in the viewer's zone, from `start` to `end`. `change` describes a clock change on that day, or is empty."""
 
     date: date
     start: datetime
@@ -38,7 +38,8 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A time of a schedule in the viewer's zone (`yours`) and in its own if different (`own`). `note` describes a clock change's effect."""
+    """A scheduled time, as text in the viewer's zone (`yours`) and in the schedule's zone (`own`, empty if the same). `note` describes how
+    a clock change affects it, or is empty."""
 
     at: datetime
     yours: str
@@ -47,7 +48,7 @@ class Time(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct):
-    """A schedule's times on one day. `change` describes a clock change in the schedule's zone on that day."""
+    """A schedule's times on one day; with `is_more`, only the first of many. `change` describes a clock change in the schedule's zone."""
 
     times: list[Time]
     is_more: bool = False

@@ -47,7 +47,7 @@ def merged(measures: Iterable[Measure]) -> Measure:
 
 async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
     """Combine the periods of the last `back` into at most about 60 buckets of equal length. An empty `queue` or `job` means all. The
-    event loop runs other tasks between two periods. A thread would often keep it waiting for 5 ms, as it can hold the GIL that long."""
+    event loop runs other tasks between two periods. In a thread, this could hold the GIL for 5 ms at a time, and so delay the loop."""
     longest = max((record.seconds for record in history), default=MINUTE)
     seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
     seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
@@ -71,8 +71,9 @@ async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: 
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
-    """Return each position in these periods at which a deploy begins, with its name: no run of that deploy is in the `MAX_QUIET` periods
-    with runs before it. Deploys in the first period are left out, because they may have begun earlier."""
+    """Return the positions of the periods in which a deploy begins, each with the deploy's name; only the last `MAX_MARKS`. A deploy begins
+    in a period if the previous `MAX_QUIET` periods with runs have none of its runs. Deploys in the first period are left out, because
+    they may have begun earlier."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:
@@ -99,7 +100,8 @@ def rate(found: Sequence[Bucket], title: str) -> Markup:
 
 
 def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
-    """Draw the median and the 95th percentile of waits or run times, as given by `of`. Buckets without runs are gaps."""
+    """Plot the median and the 95th percentile of waits or run times. The function `of` returns them, in seconds, given a measure and 0.5 or
+    0.95. Buckets without runs are gaps."""
     series = [
         Series(name, style, [of(bucket.measure, share) if bucket.measure.number else None for bucket in found])
         for name, style, share in (("95 %", "s2", 0.95), ("50 %", "s0", 0.5))
@@ -161,7 +163,7 @@ def _figure(plot: Mapping[str, Any], drawn: Markup, note: str = "") -> Markup:
 
 def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> dict[str, Any]:
     """Draw one chart of `series`, which maps names to histograms of a `Measure`. Several series are drawn as shares, side by side, with the
-    last one in colour. Return the drawing and its table: for each bin, its upper bound and its number of runs. Without runs, both lack."""
+    last one in colour. Return the drawing, and a table of each bin's upper bound and numbers of runs; {} if there are no runs."""
     series = {name: bins for name, bins in series.items() if bins}
     if not series:
         return {}

@@ -50,7 +50,8 @@ class Sampler:
         self._took = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
-        """Yield events for a browser that has seen this digest (empty for none): "state" with each other digest, and "away"."""
+        """Yield server-sent events for a browser that has last seen this digest (empty for none): "state" with each new digest, and "away"
+        when the store does not answer. End after `MAX_STREAM` seconds."""
         mine, sent = asyncio.Event(), seen
         self._watchers.add(mine)
         if self._task is None or self._task.done():
@@ -138,7 +139,7 @@ class Live:
 
     def page(self, endpoint: Endpoint) -> Endpoint:
         """Wrap an endpoint: until the next check of the store, identical requests by the script get the same page, or 304 if the browser
-        already has it. Requests that load a whole page are not shared."""
+        already has it. Whole pages are not shared."""
 
         async def shared(request: Request) -> Response:
             request.scope[LIVE] = True

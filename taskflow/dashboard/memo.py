@@ -18,7 +18,7 @@ SLOW: Final = 0.02  # seconds: faster reads aren't cached
 TIMES: Final = 20  # a result is cached for at least this many times as long as the read took
 MAX_KEPT: Final = 200  # maximum number of cached results
 
-SEEN: Final = "taskflow.seen"  # set in the scope of a script's request to the results of the newest check of the store, by function
+SEEN: Final = "taskflow.seen"  # the scope key of a script's request that holds the results of the store's newest check, by function
 
 _memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]()
 

@@ -264,7 +264,7 @@ async def record_of(text: str) -> Record:
 
 
 def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]:
-    """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long timeline is cut."""
+    """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long timeline is left out."""
     found = timeline(record, now)
     timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
     return timed if len(timed) <= FIRST_MOMENTS + LAST_MOMENTS else [*timed[:FIRST_MOMENTS], *timed[-LAST_MOMENTS:]]

@@ -29,9 +29,9 @@ VENDOR: Final = HERE / "vendor"  # files of other projects
 FILES: Final = {path.name: path.read_bytes() for folder in (HERE, VENDOR) for path in sorted(folder.iterdir()) if path.suffix in KINDS}
 VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]  # it changes with the files, so that browsers can cache them
 
-POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
+POLLS: Final = "taskflow.polls"  # the scope key that marks a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
-LIVE: Final = "taskflow.is_live"  # set in the scope of a request for a page that a script keeps up to date
+LIVE: Final = "taskflow.is_live"  # the scope key that marks a request for a page that a script keeps up to date
 PLACES: Final = {"": "overview", "queues": "overview", "act": "jobs"}  # menu entries of paths that don't begin with the entry's name
 
 SAID: Final = {
@@ -112,7 +112,7 @@ _templates.filters |= {"cut": one_line, "number": "{:,}".format, "as_json": part
 _templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "most": MAX_ROWS, "statuses": [*Status]}
 _templates.globals |= {"end": Markup("</tbody></table></div>"), "is_parked": is_parked, "with_query": with_query}
 _templates.globals |= vars(_templates.get_template("macros.html").module)
-for _name in _templates.list_templates():  # compiled now, because the first viewers' pages would keep the host's event loop waiting
+for _name in _templates.list_templates():  # compiled now: for the first viewers, this would block the host's event loop
     _templates.get_template(_name)
 
 
@@ -152,7 +152,7 @@ async def render(
 
 
 def redirect(request: Request, path: str, said: str = "") -> Response:
-    """Redirect to a page, so that a reload does not send the form again. The page shows the text in `SAID` for `said`."""
+    """Redirect to a page, so that a reload does not send the form again. The page shows the text that `SAID` has for `said`."""
     query = f"{'&' if '?' in path else '?'}said={said}" if said else ""
     return RedirectResponse(root_of(request) + path + query, status_code=303)
 

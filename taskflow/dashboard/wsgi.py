@@ -71,7 +71,7 @@ async def _given(request: Request) -> Access | None:
 
 
 def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Return the status, headers and content with which the application answers on the loop that callers without a loop share."""
+    """Run the application on the loop that callers without a loop share, and return its response: the status, headers and content."""
     start: Message = {}
     parts = list[bytes]()
 

@@ -70,7 +70,7 @@ class TaskflowBackend(_Base):
         job_of(task)
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Send a task, and return its TaskResult.
+        """Send a task, and return its TaskResult. With "on_commit", its `enqueued_at` is None until the transaction has committed.
 
         Raises InvalidTask for a task that does not fit the backend, and TypeError for arguments that cannot be converted to JSON.
         Raises RuntimeError inside a running event loop, and BrokerUnavailable if the broker does not answer in time.
@@ -101,7 +101,8 @@ class TaskflowBackend(_Base):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Return the TaskResult with this id. Raises TaskResultDoesNotExist if the broker does not know it or no longer keeps it."""
+        """Return the TaskResult with this id. Raises TaskResultDoesNotExist if the broker does not know or no longer keeps the job, or if
+        this process has not declared its task."""
         default_app().broker()  # loaded here and not in another thread, as in `send_call_sync`
         return _result(result_id, block_on(_read(result_id)))
 

@@ -86,7 +86,7 @@ class ExpectedCall:
         return sent.envelope.job in self._names
 
     def differences(self, sent: SentJob) -> list[str]:
-        """Return a line for each argument and option in which a job differs from the expected call."""
+        """Return a line for each argument and option in which a sent job differs from the expected call."""
         found = [] if sent.envelope.payload == self._payload else list(self._of_arguments(sent.envelope))
         due = due_at(sent.envelope, sent.created_at)
         computed: dict[str, Any] = {"after": to_seconds(due - sent.created_at), "at": due, "key": sent.envelope.key_text}
@@ -136,7 +136,7 @@ def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
 
 
 def check_job(job: object) -> None:
-    """Raise TypeError unless this is a job or a name, for example because it is a call made by `bind` or an undecorated function."""
+    """Raise TypeError for anything but a job or a name, such as a call made by `bind` or an undecorated function."""
     if not isinstance(job, Declared | str):
         raise TypeError(f"got {shown(job)}: expected a job or its name, followed by its arguments, as in assert_enqueued(greet, 'ada')")
 

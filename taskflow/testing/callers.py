@@ -15,11 +15,11 @@ from taskflow.app.portal import CallersThread, wait
 T = TypeVar("T")
 
 callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_callers_thread", default=None)
-"""The thread that waits in `run_sync` for the current coroutine, if it runs functions while it waits."""
+"""The thread that waits in `run_sync` for the current coroutine, if this thread runs functions while it waits; otherwise None."""
 
 
 def sync_to_async(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Call a function in the thread in which Django uses its connections. Django must be loaded."""
+    """Start a function in the thread in which Django uses its connections, and return the future. Django must be loaded."""
     outcome: Awaitable[T] = sys.modules["asgiref.sync"].sync_to_async(function, thread_sensitive=True)()
     return asyncio.ensure_future(outcome)
 
@@ -57,9 +57,10 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def with_djangos_thread() -> AsyncIterator[bool]:
-    """Yield True if the thread in which Django uses its connections has an open connection. Plain jobs then run there too.
+    """Yield True if the thread in which Django uses its connections has an open connection. If so, plain jobs run there too.
 
-    Jobs can't use a transaction of the event loop's thread. If one is open, a job's query raises AssertionError, as does the block's end.
+    Jobs can't use a transaction of the event loop's thread. If one is open, a job's query raises AssertionError, and the end of the block
+    raises it again.
     """
     if not is_django_loaded():
         yield False

@@ -190,9 +190,9 @@ class TaskflowJobs:
         Jobs go through the real executor, as in `run_all`: encoding, decoding, middleware, lifespan, retries. Retries run immediately. Jobs
         with a delay wait for `advance`, as do jobs that snooze and those that were sent before the block.
 
-        A plain function runs in its sender's thread, and so in its open transaction. If the sender is a coroutine, the function runs in
-        another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's event
-        loop, or in a background loop if there is none. A job with ``runs_in="process"`` runs like any other.
+        A plain function runs in its sender's thread, and so in the sender's open transaction. If the sender is a coroutine, the function
+        runs in another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's
+        event loop, or in a background loop if there is none. A job with ``runs_in="process"`` runs like any other.
 
         As in production, sending a job does not raise the job's errors. The JobFailed of a job that has failed for good is raised at the
         end of the block; several are raised as an ExceptionGroup. If the block raises too, the failures are added to its error as notes.
@@ -250,7 +250,8 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
-        """Enter the lifespan once for all runs in the block. At its end, raise AssertionError for bad schedules, then any failures."""
+        """Enter the lifespan once for all runs in the block. At the end of the block, raise AssertionError if a schedule is invalid, or, if
+        `raises` is True, the failures of jobs."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             lifespan_state = await stack.enter_async_context(lifespan()) if lifespan is not None else None

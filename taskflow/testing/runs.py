@@ -121,7 +121,9 @@ _Outcome = tuple[Any, BaseException | None]
 
 
 class PassState(msgspec.Struct, eq=False):
-    """The state of one call to `run_all` or `advance`, or of jobs that run as they are sent."""
+    """The state of one call to `run_all` or `advance`, or of jobs that run as they are sent. `runs` counts runs by job name, and
+    `unscheduled` counts those of jobs that no schedule added. `ended_badly` has runs that may have failed their jobs for good, until
+    `failures` has the JobFailed of those that have."""
 
     executor: TestExecutor
     scheduler: Scheduler
@@ -260,7 +262,7 @@ class Pass:
         """Called after each run, so that a subclass can choose what runs next."""
 
     async def _leave(self) -> None:
-        """Leave the session. First stop the runs that are left if the test gave up; their jobs become ready again."""
+        """Leave the session. First stop any runs that are left because the test gave up; their jobs become ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
