@@ -110,7 +110,7 @@ def positive(text: str, most: int | None = None, why: str = "") -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     if most is not None and int(text) > most:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than {most}{why}")
+        raise argparse.ArgumentTypeError(f"{text!r} is more than the maximum of {most}{why}")
     return int(text)
 
 
@@ -120,7 +120,7 @@ def filled(text: str) -> str:
     return text
 
 
-processes: Final = partial(positive, most=MAX_PROCESSES, why=", which would overload the machine")
+processes: Final = partial(positive, most=MAX_PROCESSES, why="; more would overload the machine")
 count: Final = partial(positive, most=10_000)
 
 

@@ -71,7 +71,7 @@ class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str
     checked: int
-    of: int
+    of: int  # the number of all such jobs
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ Work = Callable[[App, argparse.Namespace], Awaitable[int]]
 
 
 def on_store(work: Work) -> partial[int]:
-    """Decorate a command that works on the store that its options name."""
+    """Turn an async function into a command that opens the store that its options name, and closes the store at the end."""
     return partial(with_store, work)
 
 
@@ -66,7 +66,7 @@ def _missing_file(url: SplitResult) -> str | None:
 
 
 def operator(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the operator and the reason, as arguments of the functions that record actions."""
+    """Return the operator and the reason, as keyword arguments for functions that record actions."""
     return {"by": arguments.by or this_operator(), "reason": arguments.reason}
 
 

@@ -1,4 +1,4 @@
-"""`taskflow dashboard`: serves the dashboard to one browser, on this machine unless `--host` says otherwise."""
+"""`taskflow dashboard`: serves the dashboard to one browser. Only this machine can reach it, unless `--host` says otherwise."""
 
 from __future__ import annotations
 

@@ -39,8 +39,6 @@ BATCH: Final = 200
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The facts about one file."""
-
     path: str
     sha256: str
     lines: int
@@ -116,7 +114,8 @@ async def _demo(files: list[str], file: str) -> int:
 
 @contextmanager
 def _worker_process(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a worker in another process, in the root folder, so that a `queue.py` in the user's folder does not hide Python's own."""
+    """Run a worker in another process during the block. Its folder is the root, because a `queue.py` in the user's folder would hide
+    Python's own."""
     command = [sys.executable, "-P", "-m", "taskflow", "worker", __name__, "--queues", index.queue, "--log-level", "error"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"TASKFLOW_BROKER": url}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/", env=environment) as process:

@@ -68,7 +68,7 @@ def _has_problem(findings: list[Finding]) -> bool:
 
 
 async def _of_workers(admin: Admin) -> list[Finding]:
-    """Return findings about the trouble that workers report, because a store may answer this command but not their claims or upkeep."""
+    """Return findings about the trouble that workers report, because a store may answer this command but not their calls."""
     workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)

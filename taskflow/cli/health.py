@@ -35,7 +35,7 @@ SEND_TIMEOUT: Final = 1.0
 RECHECK_INTERVAL: Final = 1.0  # maximum seconds before a worker that has failed its health check is checked again
 
 FACTS_INTERVAL: Final = 5.0  # seconds between two reports of what a worker has counted
-MAX_PART: Final = 1_500  # maximum characters of such a report per line
+MAX_PART: Final = 1_500  # maximum characters of such counts per line
 PARTS_AT_ONCE: Final = 16  # the number of lines sent before a pause, so that other reports still fit into the socket's buffer
 PARTS_PAUSE: Final = 0.05
 MAX_ENDED: Final = 50  # maximum number of ended workers' reports that wait to be added up
@@ -140,7 +140,6 @@ class FleetHealthReport(HealthReport):
         self.metrics = self._fleet.metrics
 
     def note(self, pid: int, news: str | ExitStatus) -> None:
-        """Record a worker's report or exit status."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:
@@ -160,8 +159,8 @@ def report_line(live: HealthCheck, ready: HealthCheck) -> str:
 
 
 def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
-    """Yield the lines in which a worker reports its counts and the backlog. The counts may take several lines, each of which includes
-    their number, because some may be lost."""
+    """Yield the lines in which a worker reports its counts and the backlog. The counts may take several lines. Each includes its
+    own number and the number of lines, because some may be lost."""
     text = base64.b64encode(facts).decode()
     parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
     for number, part in enumerate(parts):
@@ -261,7 +260,8 @@ class SystemdNotifier:
     """Sends notifications to systemd (sd_notify(3)) from a separate thread, so that a blocked socket delays nothing else."""
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
-        """Send to `address`. If `watchdog` is given, also send a keep-alive every `watchdog / 2` seconds while the worker is `live`."""
+        """Send to `address`. If `watchdog`, systemd's time limit in seconds, is given, also send a keep-alive every `watchdog / 2` seconds
+        while the check `live` succeeds."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._interval = watchdog / 2 if watchdog is not None else None
         self._live = live

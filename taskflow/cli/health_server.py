@@ -42,8 +42,8 @@ def listener(host: str, port: int, option: str = "--health-port") -> socket.sock
 
 
 class HealthServer:
-    """The HTTP server for health probes. It answers GET and HEAD for the paths in `asks`, with 200 if the check succeeds and 503 if not. A
-    function in `pages` returns a content type and a body, or None if there is no such page."""
+    """The HTTP server for health probes. `asks` maps paths to checks: the status is 200 if the check succeeds, otherwise 503. `pages` maps
+    paths to functions that return a content type and a body, or None if the page does not exist."""
 
     def __init__(
         self, listener: socket.socket, asks: Mapping[str, Callable[[], HealthCheck]], pages: Mapping[str, Callable[[], Page | None]]

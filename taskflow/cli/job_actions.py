@@ -198,7 +198,7 @@ def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
 
 
 async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
-    """Retry the failed jobs of one cause in stages. If a job fails again or does not end in time, stop there and return FAILED."""
+    """Retry a group of failed jobs in stages. If a job fails again or does not end in time, stop there and return FAILED."""
     broker = await existing_broker(app)
     ids = await group_ids(broker.admin, filter_of(arguments), arguments.group)
     if not ids:
@@ -229,7 +229,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues and jobs. A queue may be paused before its first job, but an unknown name may be a typo: warn of it."""
+    """Pause or resume queues and jobs. A queue may be paused before its first job, but an unknown name may be a typo: say so."""
     action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
@@ -254,7 +254,6 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause_jobs(call: CallBroker, names: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Pause or resume jobs in all queues."""
     changed = await amend_jobs(call, arguments.command, names, **operator(arguments)) if names else []
     for name in names if not arguments.json else ():
         is_not = "is paused already" if arguments.command == "pause" else "is not paused"

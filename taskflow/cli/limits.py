@@ -52,7 +52,7 @@ def _holders(info: LimitInfo, *, is_detailed: bool) -> Iterator[str]:
 
 def set_limit(arguments: argparse.Namespace) -> int:
     if arguments.n != "declared" and not arguments.n.isdecimal():
-        raise ConfigurationError(f'N is {one_line(arguments.n)}: expected a number, or "declared"')
+        raise ConfigurationError(f'N is {one_line(arguments.n)}: expected a whole number, or "declared"')
     default_app().flag(broker=arguments.broker)
     import_targets(arguments.modules)
     return with_store(_set, arguments)

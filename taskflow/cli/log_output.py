@@ -88,8 +88,6 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """Formats each record as a JSON object on one line."""
-
     def __init__(self, *, has_pid: bool = False) -> None:
         super().__init__()
         self._has_pid = has_pid

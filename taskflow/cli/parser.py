@@ -133,7 +133,6 @@ def _epilog(example: str, page: str, section: str) -> str:
 
 
 def _add_runs(command: Callable[..., Parser]) -> None:
-    """Add the commands that run and send jobs."""
     worker = command("worker", "worker:run", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
     _modules(worker)
     _broker(worker)
@@ -156,7 +155,6 @@ def _add_runs(command: Callable[..., Parser]) -> None:
 
 
 def _add_reports(command: Callable[..., Parser]) -> None:
-    """Add the commands that show jobs, queues and workers."""
     status = command("status", "status:status", "show a summary of the store", "Show the queues and workers of the store.")
     watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
     status.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
@@ -193,7 +191,6 @@ def _add_reports(command: Callable[..., Parser]) -> None:
 
 
 def _add_actions(command: Callable[..., Parser]) -> None:
-    """Add the commands that act on jobs, queues and schedules."""
     again = "Make failed and cancelled jobs ready again."
     retry = command("retry", "job_actions:act", "run failed or cancelled jobs again", again)
     _acts(retry, "retry", default="failed")
@@ -344,7 +341,6 @@ def _yes(parser: Parser) -> None:
 
 
 def _operator(parser: Parser) -> None:
-    """Add the flags for the audit log."""
     parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
     parser.add_argument("--by", metavar="WHO", help="who is acting, for the audit log (default: your user and machine)")
 

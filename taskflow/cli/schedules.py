@@ -65,7 +65,7 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> Iterator[str]:
-    """Yield a row for each schedule. States that do not fit the terminal follow on separate lines, and so may the next times."""
+    """Yield a row for each schedule. On a narrow terminal, its state, and perhaps its next time, follow on separate lines."""
     is_terminal, most = sys.stdout.isatty(), room()
     widest, longest = (MAX_NAME, MAX_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
@@ -181,7 +181,7 @@ async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
 
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
-    """Pause or resume a schedule. If it's in that state already, change nothing and record no action."""
+    """Pause or resume a schedule. If it's in the wanted state already, change nothing and record no action."""
     action = arguments.action
     info = await schedules.get(name)
     if info is not None and info.is_paused == (action == "pause"):
@@ -226,7 +226,8 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all without names. To find an invalid name, stored by another program, read them all."""
+    """Return the schedules with these names, or all if `names` is empty. Invalid names, which other programs have stored, are searched for
+    among all schedules."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]

@@ -80,7 +80,7 @@ def _json_of(text: str) -> bytes:
 
 
 async def _warn_of_unknown_job(app: App, name: str) -> None:
-    """Warn if workers are running but none of them knows the job, usually because of a typo."""
+    """Warn if workers are running but none of them knows the job. Usually, the name contains a typo."""
     alive = [worker.session.jobs for worker in await app.broker().admin.workers() if worker.is_alive]
     known = {job for jobs in alive for job in jobs}
     if alive and all(alive) and name not in known:

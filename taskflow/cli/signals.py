@@ -1,4 +1,4 @@
-"""Ends a worker's process: winds it down on SIGTERM, SIGINT and SIGHUP, and kills it if it does not exit in time or its loop is blocked."""
+"""Ends a worker's process: winds the worker down on SIGTERM, SIGINT and SIGHUP, and kills a process that is stuck or exits too late."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DUMP_TIMEOUT: Final = 2.0
 
 class ForcedExit:
     """Kills the process from a thread if it does not exit in time. Leaving the `with` block disarms it. The exit code is `Exit.FORCED`, or
-    that of the work, if it has already finished."""
+    the code of the work if that has already finished."""
 
     def __init__(self) -> None:
         self._deadlines = queue.SimpleQueue[float | None]()  # reentrant, because a signal handler may call `put` at any point

@@ -66,8 +66,6 @@ async def workers(app: App, arguments: argparse.Namespace) -> int:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of a store's state."""
-
     broker: str
     at: float  # when it was read, on the monotonic clock
     queues: list[QueueInfo]
@@ -75,7 +73,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
     paused_jobs: Sequence[str] = ()
-    unknown: Mapping[str, int] = {}  # parked jobs that no running worker knows, by name
+    unknown: Mapping[str, int] = {}  # the numbers of parked jobs that no running worker knows, by job name
 
     @classmethod
     async def read(cls, app: App, admin: Admin) -> Summary:
@@ -96,7 +94,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def rates_since(self, before: Summary) -> Rates:
-        """Return the rates of all queues between two summaries."""
+        """Return the rates of all queues since the summary `before`."""
         took = max(1e-9, self.at - before.at)
 
         def count(summary: Summary, queue: str, kind: str) -> int:
@@ -210,8 +208,8 @@ def queue_json(queue: QueueInfo) -> dict[str, Any]:
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
-    """Every `interval` seconds, show what `read` returns, until a signal ends the command. If the store does not answer, say so and keep
-    trying."""
+    """Every `interval` seconds, show what `read` returns, until a signal ends the command. If the store stops answering, say so and
+    keep trying."""
     before = await read()
     rates: Rates = {}
     trouble: str | None = None

@@ -67,7 +67,7 @@ def _fitting(text: str, most: int) -> str:
 
 
 def wrapped(text: str, most: int) -> Iterator[str]:
-    """Yield the text in lines no wider than `most`. A command in backticks stays on one line if it fits, so that it can be copied."""
+    """Yield the text in lines of at most `most` columns. A command in backticks stays on one line if it fits, so that it can be copied."""
     line = ""
     for word in re.findall(r"(?:`[^`]*`\S*|\S+)\s*", text):
         if line and width(line) + width(word.rstrip()) > most:
@@ -81,7 +81,7 @@ def wrapped(text: str, most: int) -> Iterator[str]:
 
 
 def hanging(label: str, text: str, most: int) -> Iterator[str]:
-    """Yield the label and the text in lines no wider than `most`. Continuation lines are aligned with the text of the first one."""
+    """Yield the label and the text in lines of at most `most` columns. Continuation lines are aligned with the text of the first one."""
     for line in [text] if width(label + text) <= most else wrapped(text, max(most - len(label), 20)):
         yield label + line
         label = " " * len(label)
@@ -102,7 +102,7 @@ def warn(text: str) -> None:
 
 
 def print_now(line: str) -> None:
-    """Print a line to stdout at once. If its reader is gone, as with `| head`, the command continues."""
+    """Print a line to stdout at once. If the reader of stdout is gone, as with `| head`, the command continues."""
     with contextlib.suppress(BrokenPipeError):
         print(line, flush=True)
 
@@ -133,8 +133,6 @@ def ago(at: datetime) -> str:
 
 
 class Column(NamedTuple):
-    """A column of a table."""
-
     title: str
     cell: Callable[[Any], object]
     keep: int = ALWAYS_SHOWN  # its importance on a narrow terminal, where the less important columns are left out
@@ -153,8 +151,8 @@ def table(
     below: Callable[[Any], Iterable[str]] = lambda row: (),
     color: int | None = BOLD,
 ) -> Iterator[str]:
-    """Yield a header, then for each row a line and the lines `below` it. A pipe gets all columns. `detail` is the last column if it fits;
-    otherwise each row's detail is wrapped onto further lines."""
+    """Yield a header in `color`, then for each row a line and the lines that `below(row)` returns. A pipe gets all columns. `detail` is the
+    last column if it fits; otherwise each row's detail is wrapped onto further lines."""
     is_terminal, most = sys.stdout.isatty(), room()
     all_columns = [*columns, *([] if detail is None else [detail])]
     cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}
@@ -174,7 +172,7 @@ def table(
 
 
 def _fitting_columns(columns: Sequence[Column], widths: dict[Column, int], most: int) -> tuple[Sequence[Column], str]:
-    """Return the columns that fit a terminal, and the gap between them. If the fixed columns don't fit, narrow one in `widths`."""
+    """Return the columns that fit a terminal, and the gap between them. If these don't fit either, reduce some of the `widths`."""
     is_fixed = all(column.keep == ALWAYS_SHOWN and column.least is None for column in columns)
     if is_fixed or _excess(columns, widths, "  ", most) <= 0:
         return columns, "  "

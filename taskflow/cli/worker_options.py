@@ -55,7 +55,8 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
-    """Parse the command line with the settings as defaults. `settings` of the result maps each setting in effect to its source."""
+    """Parse the command line with the settings as defaults. Exit with 2 if no module is named. The result's `settings` maps each setting
+    in effect to its source."""
     settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
     defaults = {name: value for name, (value, _) in settings.items()}
     worker = parser.commands[command]

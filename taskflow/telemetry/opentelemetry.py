@@ -19,7 +19,7 @@ from taskflow.model.verdict import Discarded, Failed, Retried, Verdict
 from taskflow.worker.measuring import name_of
 
 PARENT_FOR: Final = 60.0
-"""If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces that link to it."""
+"""If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces with links to it."""
 
 MAX_HEADER: Final = 1_024
 """The maximum length of a context header. Longer headers, such as large baggage, aren't sent with the job."""
@@ -33,8 +33,8 @@ _NOTHING: Final = Context()
 class OpenTelemetry(Telemetry):
     """Creates a span for each call or batch that is sent and one for each run, and passes the context on in the job's headers.
 
-    The first run of a job that waited for less than a minute is part of the sender's trace. Runs after retries or a long wait begin a new
-    trace that links to it. Spans in child processes (``runs_in="process"``) belong to the run; set up the SDK there in
+    The first run of a job that waited for less than a minute is part of the sender's trace. Later runs, and runs after a longer wait,
+    begin new traces with links to the sender's. Spans in child processes (``runs_in="process"``) belong to the run; set up the SDK there in
     ``configure(child_initializer=...)``. The worker's own calls to its broker create no spans.
 
     Without an SDK, only the context is passed on.
@@ -117,13 +117,13 @@ class OpenTelemetry(Telemetry):
 
 @lru_cache(maxsize=256)
 def _sender(headers: tuple[tuple[str, str], ...]) -> tuple[Context, SpanContext]:
-    """Return the sender's context, without the worker's context (see `quiet`), and the sender's span. Jobs sent in one batch share both."""
+    """Return the sender's context, without the worker's (see `quiet`), and the sender's span context. Jobs sent in one batch share both."""
     sender = propagate.extract(dict(headers), context=_NOTHING)
     return sender, get_current_span(sender).get_span_context()
 
 
 def _describe_failure(span: trace.Span, verdict: Failed | Retried | Discarded) -> str:
-    """Record a failure in its span, and return its type."""
+    """Record a failed run in its span, and return the error's type."""
     if isinstance(verdict, Discarded):
         kind, message = "Discarded", verdict.reason
     else:

@@ -94,7 +94,7 @@ class _WorkerCollector(Collector):
 
 
 def page_of(facts: Iterable[WorkerFacts]) -> bytes:
-    """Return the combined metrics of several processes as text, for their supervisor."""
+    """Return the combined metrics of several processes as text, for their supervisor. Includes prometheus_client's multiprocess metrics."""
     registry, many = CollectorRegistry(), list(facts)
     registry.register(_WorkerCollector(lambda: many))
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
@@ -178,7 +178,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
 
 
 def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
-    """Add up each limit's jobs over its keys, to keep the number of labels small. Limits after the first `MAX_LIMITS` are "_other"."""
+    """Add up each limit's jobs over its keys, which may be many. Limits after `MAX_LIMITS` are "_other"; rate limits are left out."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
     found = dict[str, Counter[str]]()

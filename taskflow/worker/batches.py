@@ -57,12 +57,12 @@ class Batches:
         return job in self._gathering
 
     def begin_all(self) -> None:
-        """Begin the calls of all gathering batches, because no more runs will arrive."""
+        """Begin the calls of all batches that are gathering runs, because no more will arrive."""
         for group in list(self._gathering.values()):
             self._begin(group)
 
     async def outcome(self, run: HeldLease, job: AnyJob, function: Callable[..., Any], item: Any) -> Any:
-        """Add a run to its job's batch. Return the run's outcome, or raise its error. The first run's `function` is called."""
+        """Add a run to its job's batch. Return the run's outcome, or raise its error. The call uses the first run's `function`."""
         assert job.batch is not None
         loop = asyncio.get_running_loop()
         group = self._gathering.get(job)

@@ -37,7 +37,7 @@ TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so 
 
 
 class _Settlement(NamedTuple):
-    """A settlement that took effect. `at` is when the worker received the answer, by its own clock."""
+    """A settlement that took effect. `at` is the time of the answer on the worker's clock, in microseconds."""
 
     lease: Lease
     settlement: Settlement
@@ -106,7 +106,7 @@ class EndedHooks:
         self._reading.add_done_callback(self._record_end)
 
     def _record_end(self, reading: asyncio.Task[None]) -> None:
-        """Log the reading task's error and the dropped ends. If ended jobs are left, restart the task: a job may have cancelled it."""
+        """Log the reading task's error and the dropped jobs. If ended jobs are left, restart the task: a job may have cancelled it."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)

@@ -75,8 +75,9 @@ class Executor:
     """Runs jobs. For each run, it finds the job, decodes the arguments, calls the function, encodes the result, and decides the verdict.
 
     Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, a subclass must call
-    plain functions in `_invoke`. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are
-    cancelled along with it, for example when `asyncio.run` ends, are handed back.
+    plain functions in `_invoke`. `state` is the jobs' `ctx.state`, and `deploy` is stored with the causes of failures. `is_cut_short()`
+    returns True while the worker's `async with` block is being cancelled: runs that are cancelled along with the block, for example when
+    `asyncio.run` ends, are handed back.
     `read_notes` reads the results that a job in a flow takes as an argument; in a child process, the leases already contain them."""
 
     app: App
@@ -156,7 +157,7 @@ class Executor:
         return keeps
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return the verdict if it's known without running the job, or else a coroutine that runs it. This saves each run a coroutine."""
+        """Return the verdict if it's known without running the job, or else a coroutine that runs the job and returns the verdict."""
         lease = holding.lease
         if lease.poison is not None:
             return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else Discarded(lease.poison)
@@ -257,7 +258,7 @@ class Executor:
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
-            if given is None and isinstance(error, errors.DecodeError):  # middleware has decoded a child's arguments
+            if given is None and isinstance(error, errors.DecodeError):  # middleware asked for arguments that only the child decodes
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:
@@ -311,7 +312,8 @@ class Executor:
         return verdict
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
-        """Return a function that calls the job's function inside the job's context managers, or None if it has none."""
+        """Return a function that calls the job's function with its dependencies and inside its context managers, including those of
+        middleware. Return None if the job has neither."""
         # read here, not in `__post_init__`: a child process imports the application after it has created its executor
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
         if self.app.is_in_child:
@@ -383,7 +385,7 @@ class Executor:
         return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
-        """Return the verdict to settle with, wrapped in Completed if the run was completed in a transaction but then failed."""
+        """Return the verdict to settle with, wrapped in Completed if the run was completed in a transaction but did not return normally."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
             return verdict
         completed = Completed(verdict)
@@ -456,7 +458,7 @@ class Executor:
 
 
 def end_forked_process() -> NoReturn:
-    """End a process forked by a job that then returned or raised in it. Otherwise, the process would continue as a second worker."""
+    """End this process, which a job forked and in which it then returned or raised. Otherwise, it would continue as a second worker."""
     log_safely(log.error, "a job has returned in a process that it forked; ending the process. End forked processes with os._exit()")
     os._exit(1)
 

@@ -47,7 +47,8 @@ class Fetcher:
     """Claims jobs for a session, one claim at a time. A claim whose answer was lost is repeated with the same number.
 
     `answered_at` is when a claim was last answered, and `full_at` when the worker was last full (monotonic clock). `has_tried` is set once
-    a claim has been answered or has failed, or the worker was full. `on_leases` receives the leases and the time of the request."""
+    a claim has been answered or has failed, or the worker was full. `on_leases` receives the leases and the time of the request, and
+    `on_lost` the reason if the session is lost."""
 
     registration: Registration
     options: WorkerOptions

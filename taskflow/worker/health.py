@@ -30,8 +30,6 @@ class HealthCheck:
 
 
 class WorkerHealth:
-    """Checks whether a worker is alive and ready."""
-
     def __init__(self, watchdog: Callable[[], Watchdog | None], session: Callable[[], WorkerSession | None], ttl: float) -> None:
         self._watchdog = watchdog
         self._session = session

@@ -201,7 +201,7 @@ class Scheduler:
                 self.events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     async def _stamped(self, firings: list[Firing]) -> list[Firing]:
-        """Return the firings with their jobs stamped by the middleware."""
+        """Return the firings with their jobs stamped by the middleware. Raises _StampFailed."""
         envelopes = [envelope for firing in firings for envelope in firing.envelopes]
         if not envelopes or not stamping(self.middleware):
             return firings
@@ -229,7 +229,7 @@ class Scheduler:
         return [replace(firing, envelopes=tuple(islice(stamped, len(firing.envelopes)))) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
+        """Report a failure, unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))
@@ -253,7 +253,7 @@ def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
 class Maintenance:
     """Runs the store's maintenance when it is due. `on_ready` is called when jobs may be ready to claim. `on_offers` fires the schedules
     that are offered, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
-    ended without a settlement, and how many ids the store dropped. `is_at_rest` is True while there seems to be nothing to do."""
+    ended without a settlement, and how many ids the store dropped. `is_at_rest` is True if the last call found nothing to do."""
 
     registration: Registration
     chance: Chance
@@ -281,7 +281,7 @@ class Maintenance:
                     await asyncio.sleep(max(0.0, ended_at + MIN_INTERVAL - time.monotonic()))
 
     def apply_work_hint(self, work_hint: WorkHint, asked_at: float) -> None:
-        """Apply the work hint from the answer to a heartbeat that was sent at `asked_at`."""
+        """Apply the work hint from the answer to a heartbeat that was sent at the monotonic time `asked_at`."""
         self._outlook_at, self._due_at = asked_at, asked_at + work_hint.due_in
         if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()
@@ -293,7 +293,7 @@ class Maintenance:
             self._when_due = None
 
     async def _wait(self, waiter: Waiter, pause: float) -> bool:
-        """Wait until the next call is due, or later while heartbeats report that nothing is due. Return True if a nudge arrived."""
+        """Wait `pause` seconds, and longer while heartbeats report that nothing is due. Return True if a nudge ended the wait."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await waiter.wait(pause):

@@ -75,7 +75,7 @@ class WorkerMeasures:
 
     def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool, deploy: str = "") -> None:
         """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. If `records` is True, the
-        history is recorded too, with the name of this deploy."""
+        history is recorded too, under the name `deploy`."""
         self._facts = facts
         self._records = records
         self._deploy = deploy
@@ -88,7 +88,7 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count a batch of settlements. Settlements with the same queue, job and verdict are counted together."""
+        """Count those settlements of a batch that took effect. Those with the same queue, job and verdict are counted together."""
         alike = defaultdict[tuple[str, str, type[Verdict]], tuple[list[int], list[float]]](lambda: ([], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:
@@ -124,7 +124,7 @@ class WorkerMeasures:
             )
 
     async def record(self, broker: Broker, session: bytes, *, at_once: bool = False) -> None:
-        """Add what was counted since the last record to the history, once a minute or if `at_once`. If the store does not answer, the
+        """Add what was counted since the last record to the history, once a minute, or now if `at_once`. If the store does not answer, the
         next call tries again. Errors are caught, because they would end the heartbeats, whose thread calls this."""
         now = time.monotonic()
         if self._pending is None and self._records and (at_once or now >= self._recorded_at + RECORD_INTERVAL):

@@ -57,8 +57,6 @@ class QueueChoice:
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a worker."""
-
     queues: QueueChoice = msgspec.field(default_factory=QueueChoice)
     concurrency: int = 100  # the maximum number of jobs that run at once
     grace: float = 25.0  # seconds that runs have to finish when the worker winds down

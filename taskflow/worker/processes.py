@@ -18,7 +18,7 @@ from taskflow.worker.supervisor import Supervisor, SupervisorOptions
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The environment variable that tells a worker about its supervisor: the
-descriptor of their socket, the supervisor's pid, and the worker's slot."""
+descriptor of the socket between them, the supervisor's pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
 """The supervisor's message that asks a worker to retire. The other message is ``died
@@ -46,7 +46,8 @@ def supervise(
 ) -> int:
     """Keep the workers running until all have ended for good, and return the exit code. Each worker is a process that runs `command`
     with `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to
-    the broker. `on_news` receives the workers' reports and exit statuses, and `on_stop` is called when the supervisor is asked to stop."""
+    the broker. `watch` starts a file watch, which makes the workers restart. `on_news` receives each report or exit status with the
+    process's pid, and `on_stop` is called when the supervisor is asked to stop."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)
@@ -186,8 +187,6 @@ def _reap() -> tuple[int, int] | None:
 
 
 class WorkerSocket:
-    """The supervisor's end of a socket to a worker."""
-
     def __init__(self, end: socket.socket) -> None:
         self.is_closed = False
         self.has_session = False

@@ -35,7 +35,7 @@ def worker_name() -> str:
 
 
 def deploy_name() -> str:
-    """Return the deploy's name from the environment variable TASKFLOW_DEPLOY, cut to `MAX_DEPLOY` characters. Empty if it's not set."""
+    """Return the deploy's name from the environment variable TASKFLOW_DEPLOY, cut to `MAX_DEPLOY` characters. Return "" if it's not set."""
     return os.environ.get("TASKFLOW_DEPLOY", "")[:MAX_DEPLOY]
 
 
@@ -62,7 +62,7 @@ class Registration:
         self._shown = dict[str, str]()
 
     async def record_failure(self, operation: str, error: Exception, retries: Retries) -> float:
-        """Report that a call has failed. Return the seconds until the next attempt."""
+        """Emit an event for a failed call. From `MIN_FAILURES` on, also register the reason. Return the seconds until the next attempt."""
         pause, why = retries.failed(), str(error)
         self._events.emit(BrokerCallFailed(operation, why, retries.failures))
         if retries.failures >= MIN_FAILURES and self._shown.get(operation) != why:
@@ -70,7 +70,7 @@ class Registration:
         return pause
 
     async def record_success(self, operation: str, retries: Retries) -> None:
-        """Report that a call has succeeded after failures."""
+        """Emit an event for a call that succeeded after failures, and remove the reason from the registration."""
         retries.succeeded()
         self._events.emit(BrokerRecovered(operation))
         if operation in self._shown:

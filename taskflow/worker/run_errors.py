@@ -1,4 +1,4 @@
-"""Converts raised errors to the text that stores keep. No function here ever raises, whatever the error's code does."""
+"""Describes raised errors for the store, and builds `on_failure` jobs. No function here raises, even if an error's own methods do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _new_id: Final = IdFactory()
 
 
 class RolledBack(TaskflowError):
-    """A run has returned, but its transaction with `complete_in` was rolled back. Like ChildFailed, it is always retried."""
+    """The error of a run that returned after its transaction with `complete_in` was rolled back. `retry_on` does not apply to it."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 
@@ -37,7 +37,7 @@ class RolledBack(TaskflowError):
 def failure_of(
     error: BaseException, attempt: int, function: Callable[..., Any] | None = None, ending: RunEnding = RunEnding.FAILED
 ) -> RunError:
-    """Describe `error` for the store. The traceback begins in `function`, if given and on the stack. The codec's own errors have none."""
+    """Describe `error` for the store. The traceback begins in `function` if that's on the stack. The codec's own errors have none."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt, ending=ending)
@@ -52,7 +52,7 @@ def unencodable(error: BaseException, attempt: int) -> RunError:
 
 
 def stored_cause(verdict: Verdict, deploy: str) -> bytes | None:
-    """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
+    """Return the cause to store if this verdict ends the job as FAILED, otherwise None."""
     if not isinstance(verdict, Failed | Discarded | Completed):
         return None
     from taskflow.model import fingerprint  # loaded only at the first failure
@@ -91,7 +91,8 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
 
 
 def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
-    """Return the error's frames, starting at the function or its `begins_at`. If that isn't on the stack, return all frames."""
+    """Return the error's frames, starting at the function or, if it has that attribute, at its `begins_at`. If that function isn't on the
+    stack, return all frames. None if the error has no traceback."""
     code = getattr(inspect.unwrap(getattr(function, "begins_at", function)), "__code__", None)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:
@@ -100,7 +101,8 @@ def frames_from(function: Callable[..., Any], error: BaseException) -> Traceback
 
 
 def follow_ups_of(lease: Lease, verdict: Verdict) -> tuple[Envelope, ...]:
-    """Return the envelope of the job's `on_failure` call if the verdict is a final failure, otherwise nothing. Never raises."""
+    """Return the envelope of the job's `on_failure` call if the verdict is a final failure. Otherwise, or if the call
+    cannot be read, return ()."""
     packed = lease.envelope.on_failure
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise

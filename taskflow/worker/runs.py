@@ -68,7 +68,7 @@ class Runs:
         self._fills_batches = True
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.slow: tuple[HeldLease, float] | None = None
-        """The last slow run, and when it ended. It may explain a stall that is noticed later."""
+        """The last run of `SLOW` seconds or more, and when it ended. That run may explain a stall that is noticed later."""
 
     @property
     def free(self) -> int:
@@ -78,7 +78,7 @@ class Runs:
 
     @property
     def _empty(self) -> int:
-        """The number of slots without a run. An abandoned plain function occupies its slot until its thread ends."""
+        """The number of slots without a run. An abandoned plain function occupies its slot until it returns."""
         return self._slots - self._threads.left_behind - len(self.under_way) + self._surplus if self.lease_table.is_open else 0
 
     @property
@@ -95,7 +95,7 @@ class Runs:
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return how many leases to claim. A half-empty reserve is refilled, which saves round trips. A full worker still fills batches."""
+        """Return how many leases to claim. A half-empty reserve is refilled, to save round trips. A full worker still fills batches."""
         if not self.lease_table.is_open:
             return 0
         self._look_ahead()
@@ -154,7 +154,7 @@ class Runs:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
     def begin_batches(self) -> None:
-        """Begin the calls of all gathering batches, because no more runs will arrive."""
+        """Begin the calls of all batches that are gathering runs, because no more will arrive."""
         if self._executor.batches is not None:
             self._executor.batches.begin_all()
 
@@ -173,7 +173,7 @@ class Runs:
     async def run(self) -> None:
         """Start leases from the reserve as slots become free, and hand the reserve back if it has waited too long for a slot.
 
-        If it waits for the store's answer to settlements instead, it's kept: its hand-back would be sent only after that answer."""
+        If the reserve waits for the store's answer to settlements instead, it's kept: a hand-back would be sent only after that answer."""
         while True:
             self._look_ahead()
             while self.free and self._reserve:
@@ -369,7 +369,7 @@ class Quarantine:
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
-        """Choose leases to try, and hand back the others. Return the plan, or None if there are none. A restart of `run` chooses again."""
+        """Choose leases to try, and hand back the others. Return the plan, or None without leases. A restart of `run` chooses again."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

@@ -1,4 +1,4 @@
-"""Runs a worker's services: tasks that restart when they fail or are cancelled, until they are stopped."""
+"""Runs a worker's services: tasks that restart if they fail or are cancelled, until the block ends."""
 
 from __future__ import annotations
 

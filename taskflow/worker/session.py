@@ -151,7 +151,8 @@ class WorkerSession:
         self.schedules_begun.set()
 
     def _release_unstarted(self) -> None:
-        """Hand back leases whose runs have not started, or drop them if the session is lost. Begin the calls of gathering batches."""
+        """Drop the leases whose runs have not started if the session is lost. Otherwise, hand them back, stop runs that wait for a child
+        process, and begin the calls of batches that are gathering runs."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:
             self.lease_table.remove([holding.lease.claim for holding in waiting])
@@ -166,7 +167,8 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, except those that have ignored a request to stop for a whole grace period. Then wait to wind down."""
+        """Wait for the runs to end, except those that have ignored a request to stop for a whole grace period. Then set
+        `all_ended`, and wait until the session winds down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             by = time.monotonic() - self._options.grace
             if any(holding.asked_at is None or holding.asked_at > by for holding in self.lease_table.all()):
@@ -213,7 +215,6 @@ class WorkerSession:
             self._events.emit(events.LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
 
     def finish(self) -> None:
-        """Stop claiming and let the runs finish."""
         self._enter(Phase.FINISHING)
 
     def wind_down(self) -> None:

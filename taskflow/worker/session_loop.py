@@ -176,7 +176,8 @@ class SessionLoop:
             current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_delivered: bool) -> None:
-        """Stop the heartbeat, so that other workers take the jobs, and call `on_stall_limit`. If the loop resumes, a new session begins."""
+        """Stop the heartbeat, so that other workers take the jobs, and call `on_stall_limit`. If the loop resumes, a new session begins.
+        `is_delivered` is True if the subscribers have handled the event about this."""
         if (current := self.current) is not None:
             current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:

@@ -31,7 +31,7 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 SettledHook = Callable[[Sequence[HeldLease | None], Sequence[Settlement], Sequence[Settled]], None]
-"""Called once for each batch that the store has answered, with the leases, the settlements and the answers."""
+"""Called once for each batch that the store has answered, with the leases (None for a lost one), the settlements and the answers."""
 
 
 class Settler:
@@ -84,7 +84,7 @@ class Settler:
         batch = [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]  # the others were lost
         try:
             await self._settle(batch)
-        except BaseException:  # this service may restart: see `Services`. Answered settlements are not queued again.
+        except BaseException:  # this service may restart (see `Services`), and then drops those that have been answered
             self._put_back(batch)
             raise
 
@@ -150,7 +150,8 @@ class Settler:
             self._events.emit(events.VerdictIgnored(lease, settlement.verdict))
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
-        """Settle the jobs separately, because one verdict cannot be written. Drop that one's progress, or else settle it as failed."""
+        """Settle the jobs separately, because one of them cannot be written. Try that one without its progress, then as failed, then
+        without its `on_failure` call. If nothing helps, set it aside."""
         if len(batch) > 1:
             for settlement in batch:
                 await self._settle([settlement])

@@ -44,8 +44,6 @@ PAUSES: Final = Pauses(1.0, 30.0)
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorOptions:
-    """The options of a supervisor."""
-
     processes: int = 1  # the number of workers
     grace: float = 25.0  # seconds for a worker's runs to finish when it winds down
     max_memory: int | None = None  # bytes of memory beyond which a worker is replaced
@@ -56,8 +54,6 @@ class SupervisorOptions:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """The state of a worker process."""
-
     pid: int
     slot: int
     generation: int
@@ -156,7 +152,7 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Decides when to start, signal and replace workers. After events, call `act`. `code` is set once the supervisor is done."""
+    """Decides when to start, signal and replace workers. After events, call `act`. `code` is the exit code, once all is done."""
 
     def __init__(self, options: SupervisorOptions, processes: ProcessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self.code: int | None = None
@@ -242,7 +238,7 @@ class Supervisor:
         worked_for = worker.has_worked_for(now)
         log.info("worker %d uses %s of memory, more than %s (--max-memory): another worker takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
-        worker.is_retiring = self._processes.retire(pid)  # otherwise a signal follows
+        worker.is_retiring = self._processes.retire(pid)  # False if it could not be asked; `_signal_workers` signals it then
         if pause := self._slots[worker.slot].record_death(worked_for, now):
             log.warning("worker %d worked for only %.0f s, like the previous one; the next one starts in %g s", pid, worked_for, pause)
 
@@ -302,7 +298,7 @@ class Supervisor:
         return worker
 
     def _end_the_silent(self) -> None:
-        """End silent workers: C code that never releases the interpreter lock blocks even the watchdog of its process."""
+        """End workers that are silent, because C code can block even their watchdogs, and workers that do not exit after their session."""
         now = self._clock()
         for worker in self._workers.values():
             limit = max(self._options.stall_limit, MIN_SILENCE) if self._options.stall_limit else math.inf
@@ -350,7 +346,7 @@ class Supervisor:
     def _record_session(self, worker: WorkerProcess, session: str) -> None:
         try:
             worker.sessions.append(bytes.fromhex(session))
-        except ValueError:  # a job has written to a file descriptor that is not its own
+        except ValueError:  # a job has written to a file descriptor of taskflow
             return
         if worker.works_since is None:
             worker.works_since = self._clock()
@@ -380,7 +376,7 @@ class Supervisor:
             log.error("worker %d has ended: %s; another worker starts %s", worker.pid, exit_status.cause, when)
 
     def _record_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
-        """Record the exit code, unless this worker was still starting although others had already started."""
+        """Record the exit code, unless this worker was still starting while others had already worked."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and exit_status.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else exit_status.code)
@@ -394,7 +390,8 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _judge(self) -> None:
-        """Once all workers have ended for good, set `code` to the workers' highest exit code, or to that of the signal that ended them."""
+        """Once all workers have ended for good, set `code` to their highest exit code. If a signal killed them, or ended them before any
+        had worked, set `code` to that signal's exit code."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -23,8 +23,8 @@ class _ThreadCall(NamedTuple):
 
 
 class ThreadPool:
-    """A pool of at most `size` daemon threads, started as needed, for one event loop. `left_behind` counts those that are still
-    running an abandoned function. `on_freed` is called in the event loop when such a function has ended."""
+    """A pool of at most `size` daemon threads, started as needed, for one event loop. `left_behind` counts the threads
+    that are still running an abandoned function. `on_freed` is called in the event loop when such a function has ended."""
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
         self.left_behind = 0
@@ -42,8 +42,8 @@ class ThreadPool:
         self._is_delivering = False
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call the function in a thread, with this task's context variables, and return a future. If the future is cancelled before a
-        thread takes the call, the function isn't called; after that, call `give_up`. Raises RuntimeError if no thread can be started."""
+        """Call the function in a thread, with this task's context variables, and return a future for the outcome. If you cancel the future,
+        call `give_up`; unless a thread has taken the call, it isn't made. Raises RuntimeError if the pool cannot start its first thread."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -55,12 +55,12 @@ class ThreadPool:
         return outcome
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
-        """Withdraw the call if no thread has started it. Its outcome is then CancelledBeforeStart."""
+        """Withdraw the call if no thread has taken it. Its future then raises CancelledBeforeStart."""
         if not outcome.done() and self._withdraw(outcome):
             outcome.set_exception(CancelledBeforeStart())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """If a thread has taken the cancelled call, count the thread as left behind: it isn't free until the function ends."""
+        """Withdraw a cancelled call. If a thread has already taken it, count that thread as left behind until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
@@ -80,7 +80,7 @@ class ThreadPool:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread, unless one is already waking up: that thread wakes another if it finds more calls. So each blocking function
+        """Wake or start a thread, unless one is on its way: that thread wakes another if it finds more calls. So each blocking function
         gets a thread, while one or two threads handle a batch of short functions without competing for the GIL."""
         if self._is_one_coming:
             return
@@ -136,7 +136,7 @@ class ThreadPool:
             return True
 
     def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-        """Pass the outcome to the event loop, together with any others that it has not taken yet."""
+        """Pass the outcome to the event loop, together with any others that the loop has not taken yet."""
         self._done.append((outcome, value, error))
         if not self._is_delivering:
             self._is_delivering = True
@@ -160,7 +160,7 @@ class ThreadPool:
 
 
 class StoppableCall:
-    """A call for a thread. `stop` raises JobStopping in it, at most once, and never after the call has ended."""
+    """A call to be made in a thread. `stop` raises JobStopping in that thread, at most once, and never after the call has ended."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function

@@ -33,7 +33,7 @@ _IN_THREAD: Final = ThreadPool._work.__code__
 _OF_A_THREAD: Final = 4 | 2  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 Line = tuple[str, int, str, None]
-"""The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
+"""The file, line number and function of a stack frame. The None stands for the source text, which is read from disk only to show it."""
 CHECK_INTERVAL: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
@@ -43,7 +43,7 @@ EMIT_TIMEOUT: Final = 2.0
 
 
 def lines_of(thread: int) -> list[Line]:
-    """Return the lines of a thread's stack, from the outermost call to the current one; none if the thread does not exist."""
+    """Return the lines of a thread's stack, from the outermost call to the current one. Empty if the thread does not exist."""
     lines = [(code.co_filename, frame.f_lineno or 0, code.co_qualname, None) for frame in _frames(thread) for code in (frame.f_code,)]
     return lines[::-1]
 
@@ -59,14 +59,14 @@ def stacks_of_all() -> str:
 
 
 def shown(lines: list[Line]) -> str:
-    """Format lines as in a traceback. If the job's own lines are among them, show only those."""
+    """Format lines as in a traceback. If the innermost lines are outside of taskflow and asyncio, show only those."""
     outside = [number for number, (file, *_) in enumerate(lines) if file.startswith((_OURS, _LOOPS, "<frozen "))]
     own = lines[outside[-1] + 1 :] if outside else lines
     return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """Return the run whose code the event loop is executing, in its own task or one that it started. None if there is none."""
+    """Return the run whose code the event loop is executing, in the run's task or in one that the run started. None if no run is."""
     task = asyncio.current_task(loop)
     if task is None:
         return None
@@ -87,7 +87,7 @@ def run_in(thread: int) -> JobContext | None:
 
 
 def seconds_computed() -> dict[int, float]:
-    """Return the CPU time of each Python thread in seconds, keyed by thread number. Return {} if the system does not report it."""
+    """Return the CPU time of each Python thread in seconds, keyed by `Thread.ident`. Return {} if the system does not report it."""
     if sys.platform != "linux":
         return {}
     # A clock's id is computed from the thread's native id, as glibc does. For a thread that has ended, the kernel returns an error, whereas
@@ -109,7 +109,7 @@ def _frames(thread: int) -> Iterator[FrameType]:
 
 
 class Standstill:
-    """Measures how long a value has stayed the same. A late check adds at most two intervals, as the process may have been stopped."""
+    """Measures how long a value has stayed the same. A late check adds at most two intervals, because the process may have been stopped."""
 
     def __init__(self, read: Callable[[], object]) -> None:
         self._read = read
@@ -128,8 +128,8 @@ class Standstill:
 
 class Watchdog:
     """Watches the event loop in which it was created, in a thread that never logs and never waits for the loop. `stalled_for` is the number
-    of seconds for which the loop has been blocked, `checked_at` the time of the last check, and `blocker` the lease of the job that blocks
-    it."""
+    of seconds for which the loop has been blocked (0.0 until a stall is reported), `checked_at` the monotonic time of the last check, and
+    `blocker` the lease of the job that blocks the loop, or None."""
 
     def __init__(self, watched: SessionLoop, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
@@ -174,7 +174,7 @@ class Watchdog:
             if passed - CHECK_INTERVAL >= FIRST_REPORT:
                 self._look_back(passed, before)
             self._check_loop(passed)
-            # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself, unless it is dead or stuck.
+            # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself, unless that thread is dead or stuck.
             self._beats.check(passed)
             if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
                 self._beats.seconds = 0.0
@@ -190,8 +190,8 @@ class Watchdog:
         self._emit(lambda: InterpreterBlocked(lease, passed - CHECK_INTERVAL, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. If the thread's run has only just
-        begun, the last slow run held the lock instead, and its lines are gone."""
+        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. If the thread has no run
+        that began early enough, a run that has ended held the lock: return its lease without lines or, if it is unknown, None."""
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines
@@ -230,7 +230,7 @@ class Watchdog:
         return self._watched.holding_of(run) if run is not None else None
 
     def _emit(self, make: Callable[[], Event]) -> bool:
-        """Call the subscribers in a separate thread, because they may hang. Return True if they returned in time."""
+        """Call the subscribers in a separate thread, because they may hang. Return True if they returned within `EMIT_TIMEOUT`."""
         try:
             emitting = self._start_thread(lambda: self._events.emit(make()), "taskflow-events")
         except RuntimeError:  # the system cannot start another thread

@@ -74,7 +74,8 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that ended as FAILED without a run since `record_begin`: unreadable jobs, and poison in the worker's queues."""
+        """Count the jobs that ended as FAILED without a run after the session was registered: unreadable jobs in any queue, and poison in
+        the worker's queues. This examines at most `MAX_SEARCHED` failed jobs."""
         if self._began_at is None:
             return 0
         failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
@@ -109,7 +110,8 @@ class Drain:
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueInfo) -> bool:
-        """Return True if a job that this worker can run is due within the horizon. Beyond `MAX_SEARCHED` scheduled jobs, any counts."""
+        """Return True if a job that this worker can run is due within the horizon. Any due job counts if more than `MAX_SEARCHED` jobs are
+        scheduled, or if a search less than `SEARCH_INTERVAL` seconds ago found one."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > MAX_SEARCHED or time.monotonic() < self._search_at.get(queue.name, 0.0):
@@ -148,15 +150,15 @@ class Worker:
 
     `queues`       as on the command line: "mail,default" in strict order, "mail=3,default=1" weighted, or a list of such names
                    (default None: every queue)
-    `concurrency`  the maximum number of jobs that run at once
-    `grace`        seconds that runs have to finish when the block ends
+    `concurrency`  the maximum number of jobs that run at once (default 100)
+    `grace`        seconds that runs have to finish when the block ends (default 25)
     `state`        the value of `ctx.state`, if no lifespan is configured for the application
 
     Use a worker for one block only. It installs no signal handlers and never ends the process. For health checks, any thread may call
     `health.live()` and `health.ready()`.
 
-    Raises ConfigurationError for invalid arguments, BrokerUnavailable if the broker does not answer at startup, and any error from the
-    application's lifespan."""
+    Raises ConfigurationError for invalid arguments and for a second block, BrokerUnavailable if the broker does not answer at startup, and
+    any error from the application's lifespan."""
 
     def __init__(
         self,
@@ -238,8 +240,8 @@ class Worker:
             error = interrupted
             raise
         finally:
-            # The lifespan must end in the task that began it, and outside of our scope, because it may contain task groups and scopes. If
-            # it fails, its error must not hide `error`, which ended the block.
+            # The lifespan must end in the task that began it, and outside of our cancel scope, because it may contain task groups and
+            # scopes. If it fails, its error must not hide `error`, which ended the block.
             try:
                 await self._stack.aclose()
             except Exception:
@@ -252,7 +254,7 @@ class Worker:
         self._sessions.end_grace_period()
 
     async def finish(self) -> None:
-        """Stop claiming jobs, and wait until all runs have ended and the broker has their verdicts, however long that takes.
+        """Stop claiming jobs, and wait until all runs have ended and the broker has stored their verdicts, however long that takes.
 
         If the session is lost, its runs are cancelled, because their jobs belong to other workers. If this call is cancelled, the worker
         still winds down as usual at the end of the block."""
@@ -262,7 +264,8 @@ class Worker:
     async def drained(self) -> None:
         """Wait until no job in the queues is READY, RUNNING or due within `drain_horizon` seconds.
 
-        Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again."""
+        Parked jobs that this worker cannot run stay in their queues, and so do waiting jobs in paused queues. If the broker does not
+        answer, the worker tries again."""
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.current) is not None:
             await self._poll(lambda: drain.record_begin(session.session.id))
@@ -293,7 +296,7 @@ class Worker:
         return None if self._measures is None else self._measures.facts()
 
     def _slots(self) -> tuple[int, int, float]:
-        """Return the numbers of busy and free slots, and how long the event loop has been blocked."""
+        """Return the numbers of busy and free slots, and for how many seconds the event loop has been blocked."""
         session, watchdog = self._sessions.current, self._watchdog
         busy, free = (0, 0) if session is None else (len(session.runs.under_way), session.runs.free)
         return busy, free, 0.0 if watchdog is None else watchdog.stalled_for
@@ -324,7 +327,8 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """Wind down completely: stopping halfway would leave a session that sends heartbeats but runs nothing. If this task is cancelled,
-        the grace period ends early. The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
+        the grace period ends early, and the cancellation is raised at the end. The wait is shielded, because an enclosing anyio scope would
+        otherwise cancel every await."""
         interrupted: BaseException | None = None
         self.health.is_winding_down = True
         self._sessions.wind_down()

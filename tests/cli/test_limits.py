@@ -87,7 +87,7 @@ def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("charge", "acme", "many"), 'N is many: expected a number, or "declared"'),
+        (("charge", "acme", "many"), 'N is many: expected a whole number, or "declared"'),
         (("chargee", "acme", "3"), "did you mean 'charge'?"),
         (("charge", "3"), "needs a value of tenant"),
         (("ledger", "acme", "3"), "counts all calls together"),

@@ -353,7 +353,7 @@ def test_it_marks_times_at_a_change_of_the_clock(cli: Cli, expression: str, star
         ([], "takes either an expression in quotes"),
         (["@daily", "--from", "tomorrow"], "'tomorrow' is not a time such as 2026-01-31T09:00"),
         (["@daily", "--count", "0"], "'0' is not a whole number, 1 or more"),
-        (["@daily", "--count", "10001"], "'10001' is more than 10000"),
+        (["@daily", "--count", "10001"], "'10001' is more than the maximum of 10000"),
         (["@daily", "--cuont", "2"], "did you mean --count?"),
     ],
 )

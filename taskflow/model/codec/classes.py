@@ -53,6 +53,7 @@ class ClassField(msgspec.Struct, frozen=True):
 class ClassFields(msgspec.Struct, frozen=True):
     """Describes how to write and read instances of a class with fields.
 
+    `kind`        the class of the instances; dict for a TypedDict
     `make`        makes an instance from its fields, given by name. It may raise any exception
     `parts`       maps an instance to its fields, and any other object to None. If this is not given, the fields are attributes
     `runs_code`   True if making an instance runs the author's code. Only decoding shows whether that code leaves a value unchanged
@@ -176,7 +177,7 @@ def _reader(record: ClassFields, label: str, convert: Convert) -> Convert:
 
 
 def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """Return the fields of a model. pydantic has already replaced its type variables."""
+    """Return the fields of a model, whose type variables pydantic has already replaced. Raises Unresolved for an undefined name."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -215,7 +216,7 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return a shape for models that also stores which fields were set explicitly, and the private attributes, if necessary."""
+    """Return a shape that also stores, if necessary, which of a model's fields were set explicitly, and its private attributes."""
 
     def write(value: Any, levels: int) -> Any:
         wire = of_fields.write(value, levels)
@@ -261,7 +262,7 @@ _UNDEFINED = object()
 
 
 def _foreign(annotation: Any) -> Shape:
-    """Return the shape of a type that only pydantic knows, such as a URL. Its values are sent in the form that pydantic uses in JSON."""
+    """Return the shape of a type that only pydantic knows, such as a URL, or raise Unsupported. Its values are sent in their JSON form."""
     try:
         adapter = sys.modules["pydantic"].TypeAdapter(annotation)
     except Exception as error:
@@ -306,7 +307,7 @@ def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
-    """Return True if a field is required. The annotation overrides what the class says, which is wrong for a postponed annotation."""
+    """Return True if a field is required. The annotation takes precedence, because the class is wrong about postponed annotations."""
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required
@@ -344,7 +345,7 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True unless dataclasses or attrs have compiled `__init__` from text, whose file name is a placeholder such as "<string>"."""
+    """Return True unless dataclasses or attrs compiled `__init__` from text (its file is, say, "<string>") and there is no `__new__`."""
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 

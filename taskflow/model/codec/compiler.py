@@ -310,7 +310,7 @@ def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _walk(annotations: Iterable[tuple[str, Any]], found: set[str], seen: set[Any]) -> None:
     for owner, annotation in annotations:
-        with suppress(TypeError):  # unhashable metadata can't be in a recursive type, which refers to itself by a hashable name
+        with suppress(TypeError):  # unhashable metadata is not in `seen`, but every cycle contains a hashable class or alias
             if (owner, annotation) in seen:
                 continue
             seen.add((owner, annotation))

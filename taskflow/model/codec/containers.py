@@ -103,7 +103,7 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if a value cannot be hashed or compared, such as a list or an sNaN."""
+    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if they cannot be hashed or compared, or too many hashes are equal."""
     try:
         if len(values) > UNCHECKED_KEYS and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
@@ -240,8 +240,8 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` or a similar type. Values that aren't of a concrete type become a list or set. Text and mappings
-    are rejected."""
+    """Return the shape of `Sequence[item]` or a similar type. Instances of classes that are not built in become a list or, for `Set`,
+    a set. Text and mappings are rejected."""
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
     otherwise: type = set if issubclass(kind, Set) else list

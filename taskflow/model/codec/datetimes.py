@@ -63,7 +63,7 @@ def _datetime(text: str) -> datetime:
 
 
 def _in_zone(value: datetime, name: str) -> datetime:
-    """Return the same instant in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
+    """Return the instant `value` in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
         raise ShapeError("expected a UTC offset before the datetime's time zone")

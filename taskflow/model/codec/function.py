@@ -271,8 +271,8 @@ class FunctionCodec:
         return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def around(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int, CallArguments]:
-        """Return the name and the place of the first positional parameter that is missing in `kwargs`, and the call's arguments without it.
-        `args` are for the parameters after that place. Raises EncodeError if no such parameter exists."""
+        """Return the name and the index of the first positional parameter that is missing in `kwargs`, and the call's arguments without it.
+        `args` are for the parameters after it. Raises EncodeError if no such parameter exists."""
         before, named = list[Any](), dict(kwargs)
         for each in self._parameters:
             if each.kind not in _BY_POSITION:
@@ -283,7 +283,7 @@ class FunctionCodec:
         raise EncodeError(f"{self.name} has no free parameter for a result: use bind() for a call that ignores the result")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
-        """Encode arguments from `around`, which lack the one for `takes`. Raises the same errors as `encode_arguments`."""
+        """Encode arguments from `around`, which lack that of the parameter `takes`. Raises the same errors as `encode_arguments`."""
         return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
 
     def decode_around(self, takes: str, payload: bytes) -> CallArguments:

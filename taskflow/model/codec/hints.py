@@ -16,7 +16,7 @@ from taskflow.model.codec.shape import Unresolved, Unsupported
 
 
 def hints_of_function(function: Callable[..., Any], names: Container[str]) -> dict[str, Any]:
-    """Return the resolved annotations of the parameters in `names`. Raises Unresolved if one refers to an undefined name."""
+    """Return the resolved annotations of the parameters in `names`. Raises Unresolved for an undefined name, or Unsupported."""
     source = _annotated(function)
     annotations = {name: annotation for name, annotation in getattr(source, "__annotations__", {}).items() if name in names}
     annotated = SimpleNamespace(__annotations__=annotations, __type_params__=getattr(source, "__type_params__", ()))
@@ -29,7 +29,7 @@ def hints_of_function(function: Callable[..., Any], names: Container[str]) -> di
 
 
 def hints_of_item(hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Derive one job's annotations from the annotations of a function that takes and returns lists. Raises Unsupported if it does not."""
+    """Derive one job's annotations from the annotations of a function that takes and returns lists. Raises Unsupported if it doesn't."""
     return {name: _item(annotation, name) for name, annotation in hints.items()}
 
 
@@ -70,7 +70,7 @@ def _closure(function: Any) -> dict[str, Any] | None:
 
 
 def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the annotation of each field of `kind[arguments]`, with the type variables of the class and its bases replaced."""
+    """Return the annotation of each field of `kind[arguments]`, with type variables replaced. Raises Unresolved or Unsupported."""
     try:
         try:
             hints = get_type_hints(kind, include_extras=True)
@@ -85,7 +85,7 @@ def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
-    """Resolve an alias, a NewType or a type variable. Strings inside it are resolved in the module that defines it."""
+    """Return what an alias, a NewType or a type variable stands for. Strings in it are resolved in the module that defines `name`."""
     namespace = getattr(sys.modules.get(name.__module__), "__dict__", {})
     try:
         hints = get_type_hints(SimpleNamespace(__annotations__={"value": annotation()}), namespace, include_extras=True)

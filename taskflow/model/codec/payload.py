@@ -75,7 +75,7 @@ def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list
 
 
 def _head(least: int, wide: int, size: int) -> bytes:
-    """Return the msgpack header of an array or a map of this size."""
+    """Return the msgpack header of an array or a map of this size. `least` is the first byte if it's empty, `wide` before a 16-bit size."""
     if size < 16:
         return bytes((least + size,))
     return bytes((wide,)) + size.to_bytes(2, "big") if size < 1 << 16 else bytes((wide + 1,)) + size.to_bytes(4, "big")
@@ -251,13 +251,13 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    Returns instances of classes as dicts, Enum members as their values, and unregistered types as the values that `encode` made.
+    Returns instances of classes as dicts, Enum members as their values, and unregistered types as the sender's `encode=` made them.
     """
     return decode_plain(ANY, payload, limits)
 
 
 def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
-    """Decode a payload by a shape that has no annotations. Types that are not registered here become the values that `encode` made."""
+    """Decode a payload by a shape that has no annotations. Types that are not registered here stay as the sender's `encode=` made them."""
     try:
         return decode(shape, payload, limits)
     except UnknownType:

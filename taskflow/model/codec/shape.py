@@ -36,12 +36,12 @@ class ShapeError(Exception):
         return _joined(self._steps)
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
-        """Return the error as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
+        """Return the error as an EncodeError, with `where` after the message. `annotated` names what the user may need to annotate."""
         advice = f": annotate {annotated} with its class, register it (register_type), or send plain data" if self._needs_annotation else ""
         return self._as(EncodeError, advice + where, self.path)
 
     def as_decode_error(self, where: str = "") -> DecodeError:
-        """Return the error as a DecodeError. Because it is stored and logged, its path shows only the types of dict keys."""
+        """Return the error as a DecodeError, with `where` after the message. Its stored and logged path shows only types of dict keys."""
         return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
 
     def _as(self, usual: type[_E], where: str, path: str) -> _E:
@@ -107,7 +107,7 @@ def raised(error: BaseException) -> str:
 
 
 def shown_cause(error: BaseException | None) -> BaseException | None:
-    """Return the exception to use as the cause of an error whose traceback is stored, or None if its text shows input values."""
+    """Return the exception to use as the cause of an error whose traceback is stored, or None if its own text shows input values."""
     return None if _shows_values(error) else error
 
 
@@ -130,13 +130,14 @@ Form: TypeAlias = object
 class Shape(msgspec.Struct, frozen=True):
     """A compiled annotation, which writes and reads values. It is immutable, so several annotations can share it.
 
+    `label`      its name in error messages
     `types`      the exact types of the values that it can write
     `forms`      the forms of its wire values
     `tag`        the name with which a union can mark the values; "" if their type does not identify them
     `wide`       True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str
     `fits_json`  returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first such member
     `keys`       the keys of a TypedDict, by which a union tells its values from those of another
-    `runs_code`  True if decoding runs code in users' classes. Set on the shape of all arguments, and of a result
+    `runs_code`  True if decoding runs code in users' classes. Set only on the shapes of a job's arguments and of its result
     """
 
     label: str
@@ -160,8 +161,6 @@ class Tag(msgspec.Struct, frozen=True):
 
 
 class DictKeys(msgspec.Struct, frozen=True):
-    """The keys of a TypedDict."""
-
     known: frozenset[str]
     required: frozenset[str]
     tags: Mapping[str, Tag]

@@ -153,7 +153,7 @@ def _accepts(convert: Convert, value: Any) -> bool:
 
 
 def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
-    """Return a shape that chooses among TypedDicts. A dict that fits none goes to the nearest, if any, whose error says what is wrong."""
+    """Return a shape that chooses among TypedDicts. A dict that fits none is converted as the nearest one, to get its error."""
     label = " | ".join(member.label for member, _ in keyed)
 
     def converter(of: Callable[[Shape], Convert], got: Callable[[Any], str]) -> Convert:
@@ -307,7 +307,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Convert:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Convert:
-    """Return a reader that uses the first member that seems to fit. Trying one after another could take 2**depth steps on hostile input."""
+    """Return a reader. For arrays and objects, it uses the first member that seems to fit: trying all could take 2**depth steps."""
 
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):

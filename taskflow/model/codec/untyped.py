@@ -118,7 +118,7 @@ def _has_unknown_name(form: object) -> TypeGuard[tuple[str, str]]:
 
 
 def without_unknown_names(wire: Any) -> Any:
-    """Replace each value of a type that isn't registered here with the value that `encode` made."""
+    """Replace each value of a type that isn't registered here with what the sender's `encode=` returned."""
     if type(wire) is dict:
         return {key: without_unknown_names(part) for key, part in wire.items()}
     if type(wire) is not list:
@@ -144,7 +144,7 @@ _READERS: Final[dict[object, Convert]] = {
     codes.ZONEINFO: read_zoneinfo,
 }
 NAMED_READERS: Final[dict[str, Convert]] = {}
-"""The reader of each registered type, by its name. `WRITERS` has the writers."""
+"""The reader of each registered type, by its name. `WRITERS` has the writers, by class."""
 ANY: Final = Shape(
     "Any",
     write_any,
@@ -186,8 +186,8 @@ def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Calla
     Register a class next to its definition, before jobs whose annotations mention it are declared. This applies to instances of exactly
     this class, not of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.
 
-    Registering again from the same file replaces the registration. Raises DeclarationError if the class or the name is already registered
-    elsewhere, and for a type that needs no registration.
+    Registering again from the same file replaces the registration. Raises DeclarationError if an argument is invalid, if the class or
+    the name is registered elsewhere, if the type needs no registration, or if a declared job already sends the class by its fields.
     """
     frame = sys._getframe(1)
     file, place = frame.f_code.co_filename, f"{frame.f_code.co_filename}:{frame.f_lineno}"

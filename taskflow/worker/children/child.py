@@ -1,7 +1,7 @@
 """The main program of a child process. It imports the application once, then runs the jobs that the worker sends, one at a time.
 
 The main thread calls the jobs' functions, because some libraries work only there. A second thread runs an event loop for everything else:
-it reads from the worker, decodes arguments, encodes results, and notices when the worker is gone."""
+reads from the worker, decodes arguments, encodes results, and notices when the worker is gone."""
 
 from __future__ import annotations
 

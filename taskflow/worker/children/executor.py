@@ -36,7 +36,7 @@ _REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: 
 
 
 class _Call:
-    """A call for the main thread. Either thread may pop the reason to stop from `asked`. `task` is the task of an async function."""
+    """A call for the main thread. Either thread may pop the reason to stop from `asked`. `task` is set once an async function begins."""
 
     def __init__(self, function: Callable[[], Any], *, is_async: bool = False) -> None:
         self.function = function
@@ -58,7 +58,7 @@ class _Call:
 
 class MainThreadCalls:
     """A queue of calls, which the main thread makes one at a time. Async functions share one event loop in that thread; plain functions
-    may run their own. `run`, `run_async`, `stop` and `end` are called in the other thread's loop."""
+    may run separate loops. `run`, `run_async`, `stop` and `end` are called in the other thread's loop."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
@@ -80,7 +80,7 @@ class MainThreadCalls:
         return call.outcome
 
     def stop(self, reason: StopReason) -> None:
-        """Raise JobStopping in the current function, or cancel its task. If the call hasn't begun, its outcome is CancelledBeforeStart."""
+        """Raise JobStopping in the latest call, or cancel its task. If the call hasn't begun, its outcome is CancelledBeforeStart."""
         call = self._latest
         call.asked.append(reason)
         if not call.is_async:
@@ -150,7 +150,7 @@ Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware or timeouts; the worker applies both. To stop a function, it raises JobStopping in the main thread."""
+    """Runs jobs without middleware or timeouts; the worker applies both. Plain functions are stopped by JobStopping in the main thread."""
 
     def __init__(self, calls: MainThreadCalls, say: Say) -> None:
         super().__init__(default_app(), middleware=(), threads=None, seams=Seams())

@@ -32,7 +32,7 @@ _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Faile
 
 
 class ProtocolError(Exception):
-    """The received bytes are not a message: a job has written to a descriptor that is not its own."""
+    """The received bytes are not a message: a job has probably written to a descriptor of taskflow."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class Handshake(Message, frozen=True, kw_only=True):
 
 
 class Import(Message, frozen=True):
-    """Asks the child to import a job's module. If that is the worker's main module, `main` is its real name or its file's path."""
+    """Asks the child to import a job's module. For the worker's main module, `main` is the module's real name or its file's path."""
 
     module: str
     main: str | None = None
@@ -83,7 +83,7 @@ class Reported(Message, frozen=True):
 
 
 class Completing(Message, frozen=True):
-    """Announces that a transaction will complete the run, so its lease may end before the run does."""
+    """Announces that a transaction will complete the run, so the lease may end before the run does."""
 
 
 class Finished(Message, frozen=True):
@@ -175,6 +175,6 @@ class CannotStart(ChildFailed):
 
 
 class ChildDied(ChildFailed):
-    """The child died during a run, for example because of a segfault, a call to `os._exit()` or an out-of-memory kill."""
+    """The child died, for example because of a segfault, a call to `os._exit()` or an out-of-memory kill, or broke the protocol."""
 
     __module__ = "taskflow"

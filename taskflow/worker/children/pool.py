@@ -51,7 +51,7 @@ class ChildPool:
         self._start_at = 0.0
 
     async def reserve(self, holding: HeldLease, job: AnyJob) -> ReservedChild:
-        """Wait for a slot and a child with the job's module. A run stopped during the wait counts as not started. May raise ChildFailed."""
+        """Wait for a slot and a child that has imported the job's module. Raises ChildFailed, or CancelledError if the run is stopped."""
         task = asyncio.current_task()
         assert task is not None
         holding.started, holding.stop = None, task.cancel
@@ -101,7 +101,7 @@ class ChildPool:
         return child
 
     def _warm(self) -> Child | None:
-        """Return the most recently used idle child, so that the others can time out, or None if none is idle."""
+        """Return the most recently used idle child, or None if none is idle. The others may time out."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -110,7 +110,7 @@ class ChildPool:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
+        """Start a child. While the machine is short of resources, try again for `start_within` seconds, to save the job an attempt."""
         spec, within = ChildSpec(self._handshake(), self._options, self._emit, self._start_thread), self._options.start_within
 
         def note(error: Exception, times: int) -> None:
@@ -162,7 +162,7 @@ class ReservedChild:
         self._give_back = give_back
 
     async def run(self) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, kill the child and wait for it."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kill the child and wait for its end."""
         try:
             return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:
@@ -172,7 +172,7 @@ class ReservedChild:
 
     @contextlib.contextmanager
     def soft_stop(self, context: JobContext, policy: Policy) -> Iterator[None]:
-        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace period."""
+        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace period, if any."""
         holding, kill, timers = self._holding, self._holding.stop, list[asyncio.TimerHandle]()
 
         def stop() -> None:

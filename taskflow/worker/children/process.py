@@ -38,8 +38,6 @@ _AT_ONCE: Final = 1 << 16  # the size of a pipe in bytes
 
 
 class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options for a worker's child processes."""
-
     # The maximum number of children that run jobs at once; None means the number of cores that this process may use
     at_once: int | None = None
     max_runs: int = 100  # the number of runs after which a child is replaced
@@ -173,8 +171,9 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
 
 class Child(asyncio.Protocol):
-    """A child process, which runs one job at a time. Belongs to the event loop that started it. When it has ended, `ended` holds its exit
-    code. It has its own process group: a Ctrl-C does not reach it, and killing it also kills the processes that it has started."""
+    """A child process, which runs one job at a time. Belongs to the event loop that started it. `ended` holds its exit code once it has
+    ended. `is_spent` is True if it must not get another job, and `is_retired` if it was asked to exit. It has its own process group: a
+    Ctrl-C does not reach it, and killing it also kills the processes that it has started."""
 
     def __init__(self, process: Process, output: Output, spec: ChildSpec) -> None:
         self.pid = process.pid
@@ -219,13 +218,13 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module and set itself up. Raises ChildFailed. If cancelled, the caller must kill the child."""
+        """Make the child import the module and set itself up. Raises ChildFailed. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(messages.Import(module, main))
             self._modules.add(module)
 
     async def run(self, holding: HeldLease, module: str) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, the caller must kill the child."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If this is cancelled, the caller must kill the child."""
         self._runs += 1
         self._run = holding
         self._out_of_memory.mark()
@@ -344,7 +343,7 @@ class Child(asyncio.Protocol):
             self._transport.close()
 
     def _watch(self) -> None:
-        """Watch for the child's end, because a process that the child forked may keep the connection open."""
+        """Watch the process itself, because another one that it forked may keep the connection open. Raises CannotStart."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not on Linux, or not permitted

@@ -43,7 +43,7 @@ def die_before_parent() -> None:
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default handlers of `HANDLED` signals in forked processes, which lack the event loop that our handlers notify."""
+    """In forked processes, restore the default handlers of `HANDLED` signals whose handlers are ours: these need our event loop."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
@@ -56,7 +56,7 @@ def _restore_handlers(is_ours: Callable[[object], bool]) -> None:
 
 
 def end_now() -> NoReturn:
-    """End this process and everything it started that is still in its process group."""
+    """End this process at once. If it leads a process group, kill the whole group."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
@@ -172,7 +172,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may contain the counter. In a container, the reported path may be the host's, so the root is tried too."""
+    """Yield the files that may contain the counter. In a container, a reported path may be the host's, so the root is tried too."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
     if "" in folders:
