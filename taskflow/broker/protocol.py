@@ -135,7 +135,7 @@ returns, or by later calls of upkeep.
   [settle_stale] A settlement of an unknown job, or with a fence other than the job's current one, is STALE and changes nothing.
   [settle_repeat] Sending again the settlement that last took effect is OK and changes nothing.
   [settle_batch] Items of one batch are independent of each other. An item whose rows another program's open transaction holds (in stores
-                 that allow this) is HELD_UP: this item alone is not settled.
+    that allow this) is HELD_UP: this item alone is not settled.
   [settle_progress] The record shows the progress in a settlement, whatever the verdict. Without progress, it still shows the last report.
   [settle_follow_ups] Follow-ups are added once, if and only if the settlement takes effect, even if the store is full. A follow-up whose
     key or id is taken is not added, and affects neither the settlement nor the other follow-ups.

@@ -107,7 +107,7 @@ class PostgresBroker(EngineBroker):
     async def _run_locked(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
         """Perform `effect`, and continue the operation up to its next change of records, in a transaction that first locks `contested`.
 
-        Return that change, and its answer. If a statement of the transaction fails, the last call runs again without a transaction.
+        Return that change, and its answer. If a statement of the transaction fails, the last store call runs again without a transaction.
         """
         connections, notices = self._per_loop.here(), list[Callable[[], None]]()
         async with connections.turn:
@@ -277,7 +277,7 @@ class PostgresBroker(EngineBroker):
                 self._is_prepared = True
 
     def _tell_readied(self, wakeups: str, seconds: float) -> None:
-        """Wake listeners: those in this process immediately, others with a notification. After a slow operation, check the marks."""
+        """Wake listeners: those in this process directly, others by a notification. After a slow operation, check the low-water marks."""
         connections = self._per_loop.here()
         connections.notify(parse_wakeups(wakeups))
         if seconds >= MIN_LATE:

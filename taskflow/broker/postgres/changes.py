@@ -18,8 +18,8 @@ _MIN_TIME: Final = -(1 << 62)
 """Numbers below this are relative to the store's time."""
 
 PUT: Final = {"step": "integer", "id": "bytea", "old": "bigint", "kept": "bigint", "parts": "smallint"}
-"""The columns of a put before its fields: the number of its step, its id, and its former revision, which is NULL if it is new. The bits of
-`kept` mark the fields that stay unchanged, and the bits of `parts` do so for sent, state and content."""
+"""The columns of a put before its fields: the number of its step, and the id and former revision of the record (NULL if it is new). The
+bits of `kept` mark the fields that stay unchanged, and the bits of `parts` do so for sent, state and content."""
 
 WHOLE: Final = ("step", "id", "old")
 """The columns that are always sent in full. Any other column is reduced to one element if all its elements are equal."""
@@ -63,7 +63,7 @@ def inserted(kind: int, source: str) -> str:
     columns = ", ".join(["id", "rev", *names, *PARTS])
     order = (
         "n" if any(field.name == "seq" for field in HEADERS[kind]) else "id"
-    )  # so that two calls that create the same records lock them in one order
+    )  # so that two calls that create the same records lock them in the same order
     return (
         f"INSERT INTO @.{TABLES[kind]} ({columns}) SELECT g.id, new_rev, {', '.join([*values, *(f'g.{part}' for part in PARTS)])} "
         f"FROM {source} WHERE g.old IS NULL AND g.step <> ALL (bad) ORDER BY g.{order}"
@@ -75,7 +75,7 @@ def _default(field: Field) -> str:
 
 
 def updated(kind: int, source: str) -> str:
-    """Return the UPDATE statement for records, from the rows `source`. The stored row is available as o."""
+    """Return the UPDATE statement for records, from the rows `source`. For jobs, the former queue and status are available from o."""
     fields = [_updated(kind, field) for field in put_fields(kind)]
     parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
     table, former = f"@.{TABLES[kind]}", ", queue, status" if kind == Kind.JOB else ""
@@ -188,7 +188,8 @@ _WIDTH: Final = len(put_columns(Kind.JOB))
 
 
 class Changes:
-    """Collects the changes of steps in the columns that apply() takes: see apply.sql. `ended` has the jobs that each step ends."""
+    """Collects the changes of steps in the columns that apply() takes: see apply.sql. `ended` maps the number of each step to the ids of
+    the jobs that it ends or drops."""
 
     def __init__(self, steps: Sequence[tuple[int, Step]]) -> None:
         self._jobs = list[tuple[Any, ...]]()
@@ -294,7 +295,7 @@ def collapsed(column: list[Any]) -> list[Any]:
 
 
 def trimmed(column: list[Any]) -> list[Any]:
-    """Return an empty column if none of its values is set: unnest() pads it."""
+    """Return an empty column if all of its values are None: unnest() pads it with NULLs."""
     return [] if column.count(None) == len(column) else column
 
 

@@ -55,9 +55,8 @@ _NO_TLS: Final = "rejected SSL upgrade"
 
 
 def broker_error(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
-    """Return the BrokerError to raise in place of the driver's error. `place` names
-    the server, without secrets. `schema` and `role` are for advice on rights. The driver's error, which a traceback shows
-    as the cause, loses its DETAIL, because that may be a whole row."""
+    """Return the BrokerError to raise in place of the driver's error. `place` names the server, without secrets. `schema` and `role` are
+    for advice on rights. The driver's error, which a traceback shows as the cause, loses its DETAIL, because that may be a whole row."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, asyncpg.PostgresError):
@@ -102,7 +101,6 @@ GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" {to};"""
 
 
 def _quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
     escaped = name.replace('"', '""')
     return f'"{escaped}"'
 

@@ -74,8 +74,8 @@ class ListenConnection:
             drop(self._connection)
 
     async def hears(self, *, tests: int = MAX_LOST_TESTS) -> bool:
-        """Send test notifications over the connections that run statements. Return True if one arrives. Raises OSError if
-        the listening connection breaks."""
+        """Send test notifications over the connections that run statements. Return True if one arrives. Raises BrokerError
+        if they cannot be sent, or OSError if the listening connection breaks."""
         for _ in range(tests):
             await self._pool.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):

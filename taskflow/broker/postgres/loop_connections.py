@@ -108,7 +108,7 @@ class Notifier:
         try:
             await self._notify(topics, [*ended, *unawaited])
         except BrokerError:
-            return  # a notification is only a hint, because every waiter also polls
+            return  # a notification is only a hint: every waiter also polls
         except asyncio.CancelledError:
             self._topics.update(topics)
             self._ended |= ended | unawaited

@@ -70,12 +70,12 @@ def _damage(kind: int, alias: str, bodies: Sequence[str]) -> str:
 
 
 def claimed_bodies(alias: str) -> str:
-    """Return the columns with the bodies of a leased job."""
+    """Return the columns with the bodies of a leased job, and the damage to them."""
     return f"{', '.join(_if_short(Kind.JOB, alias, body) for body in _BODIES)}, {_damage(Kind.JOB, alias, list(_BODIES))}"
 
 
 def loading() -> str:
-    """For each kind, return the function that reads records by their ids."""
+    """Return the functions that read records by their ids, one for each kind."""
     lines = []
     for kind, table in TABLES.items():
         columns = as_row(kind, "r", "0::smallint", content="with_content")
@@ -205,8 +205,8 @@ def scanning() -> str:
 
 
 def looking() -> str:
-    """Return the functions that `grouping` returns, and `look`, with which most decisions begin. It reads the clock, jobs and keys, and
-    runs `MOVE_SCANS`."""
+    """Return the functions that `grouping` returns, and `look`, with which most decisions begin. `look` reads the clock, jobs and keys,
+    and runs `MOVE_SCANS` if asked to."""
     clock = _row_of(part="(-1)::smallint", created_at="@.wall(wall)")
     shapes = enumerate(map(ScanShape, ("due", "hearers", "ends")), 1)
     scans = "\n        ".join(f"RETURN QUERY {scan_sql(shape, [], '1', f'{number}::smallint', 'false')};" for number, shape in shapes)

@@ -40,7 +40,7 @@ _HEAD: Final = Struct(">Ii")
 def parse_row(packed: bytes) -> list[Any]:
     """Return the values of a row of the type `row`, as record_send() packs it: see tell_ended() in wakeups.sql.
 
-    Raises an error of any class if it cannot be decoded.
+    May raise any exception if the row cannot be decoded.
     """
     values, at = list[Any](), 4  # after the number of columns; each column is its type, its length and its bytes
     for decode in _DECODERS:

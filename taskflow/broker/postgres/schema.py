@@ -168,8 +168,8 @@ _STATEMENT: Final = re.compile(r"^CREATE (?:UNLOGGED )?(?:TABLE|INDEX)\b.*?;$", 
 _TRIGGER: Final = re.compile(r"^CREATE CONSTRAINT TRIGGER .*?;$", re.MULTILINE | re.DOTALL)
 _MADE: Final = re.compile(r"^(CREATE (?:UNLOGGED )?(?:TABLE|INDEX) )")
 
-# Overrides limits set for the role or database, because the lock may be granted late. A holder of the lock whose role may not create a
-# schema is ignored.
+# Overrides limits set for the role or database, because the lock may be granted late. A holder of the lock is ignored if its role has no
+# right to create the schema or objects in it.
 _TAKE_LOCK: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;

@@ -52,7 +52,7 @@ from taskflow.model.ids import ID_BYTES
 _CLOCK: Final = -1
 _TOTALS: Final = -2
 _GROUPS: Final = 1_000
-"""The numbers of result parts that aren't records: see queries.py."""
+"""The numbers of result parts that aren't records, and the number of the first group: see queries.py."""
 
 _KINDS: Final = {table: kind for kind, table in TABLES.items()}
 
@@ -253,7 +253,7 @@ class PostgresStore:
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]
     ) -> tuple[Claimed, list[str]]:
-        """Lease jobs. Return them and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener.
+        """Lease jobs. Return them, and the topics to announce or `UNNOTED`: see claim.sql. `noting` describes the note of the listener.
         Raises SessionLost if there is no such living session."""
         rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *noting)
         news = list[str]()

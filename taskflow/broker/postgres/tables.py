@@ -12,7 +12,7 @@ OTHERS: Final = tuple(kind for kind in TABLES if kind not in (Kind.JOB, Kind.KEY
 BY_INDEX: Final = {index.name: index for index in INDEXES}
 JOB: Final = {field.name: field for field in HEADERS[Kind.JOB]}
 WRITTEN: Final = {kind: [field for field in fields if field.owner is None] for kind, fields in HEADERS.items()}
-"""The fields that a put writes."""
+"""The fields that a put writes to any record."""
 RESTARTED: Final = {kind: [field for field in fields if field.owner in (Owner.ADDITION, Owner.CLAIM)] for kind, fields in HEADERS.items()}
 """The fields that a put also writes if the record is new, or if the put `restarts` the job."""
 
@@ -41,14 +41,14 @@ ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_i
     AND (status <> S.FAILED OR cause IS NOT NULL) AND octet_length(queue) BETWEEN 1 AND 400 AND octet_length(job) BETWEEN 1 AND 800
 );
 """
-"""Other programs may write rows too. A row that broke one of these rules would never be found, or would make listings fail. This is one
-constraint, because PostgreSQL prepares each constraint again for each statement, which takes longer than checking it."""
+"""The constraint on jobs. Other programs may write rows too, and a row that broke a rule would never be found, or would make listings fail.
+It is one constraint, because PostgreSQL prepares each constraint again for each statement, which takes longer than checking it."""
 
 SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off"
 )
-"""Plans are made once, perhaps when there are few records, so they must not scan whole tables."""
+"""The settings of all functions. Plans are made once, perhaps when there are few records, so they must not scan whole tables."""
 
 
 def type_of(field: Field) -> str:

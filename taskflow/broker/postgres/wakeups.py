@@ -198,7 +198,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Renew the notes that waiters need before they expire, and forget the others."""
+        """Renew the notes that waiters need, before these notes expire, and forget the others."""
         while True:
             await asyncio.sleep(NOTE_INTERVAL)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -226,7 +226,7 @@ class PostgresListener(Listener):
         self.received((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
-        """Process a message on the shared channel. It comes from a transaction that could not see the listeners' notes."""
+        """Process a message on the shared channel. Such messages come from transactions that could not see the listeners' notes."""
         heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
         self.flag.wake(heard)
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
@@ -295,7 +295,8 @@ class PostgresListener(Listener):
 class Claiming(NamedTuple):
     """A claim in progress. If it gets fewer jobs than its limit, the note with the number `note` replaces the listener's `former` notes.
 
-    The note names `every` topic of jobs for which a worker waits here, not just the `topics` of the claim.
+    The note names `every` topic of jobs for which a worker waits here, not just the `topics` of the claim. `times` and `nudges` are the
+    listener's numbers of subscriptions and nudges when the claim began.
     """
 
     listener: PostgresListener

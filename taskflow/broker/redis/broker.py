@@ -274,7 +274,6 @@ class RedisBroker(EngineBroker):
         return pool.run(self._scripts[name], self.prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
 
     async def ask(self, *command: Any) -> Any:
-        """Send a command, and return its reply."""
         return await self._per_loop.here().pool.ask(*command)
 
     async def _check_server(self, *, creates: bool) -> None:

@@ -1,4 +1,4 @@
-"""The SQLite broker: runs the engine on records in a file, in a writer's thread."""
+"""The SQLite broker: runs the engine on records in a file, in a separate thread (see writer.py)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SqliteBroker(EngineBroker):
     `shared`     True: the file may also contain tables of other programs
     `opening`    whether the first operation creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
-    `capacity`   the number of live jobs beyond which `enqueue` raises StoreFull
+    `capacity`   the number of live jobs beyond which `enqueue` raises StoreFull; None for no limit
 
     The first operation opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -170,7 +170,7 @@ class SqliteBroker(EngineBroker):
         return script(await self.pending(), Statements(self._store.namespace), shared=self._store.shared)
 
     async def transactional(self) -> SqliteTransactional:
-        # An open file is not opened again: the writer may wait for a lock that the caller holds.
+        # If the file is open already, the writer is not called: it might wait for a lock that the caller holds.
         if not self._running().writer.is_open:
             await self.call(Durability.READ, lambda _: None)
         this = weakref.ref(self)  # callers cache the operations, which must not keep the broker alive
@@ -201,7 +201,7 @@ class SqliteBroker(EngineBroker):
         return await self._running().writer.call(durability, operation)
 
     async def _alone(self, store: StoreFile, operation: Callable[[Transactions], T]) -> T:
-        """Migrate the tables or check their version without the writer, because the writer would migrate the file when it opens it."""
+        """Run a migration or a check of the version without the writer, which would migrate the file on opening it."""
 
         def run() -> T:
             with no_fork:

@@ -80,7 +80,6 @@ class Checkpointer:
                 return
 
     def close(self) -> None:
-        """Stop making checkpoints."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1

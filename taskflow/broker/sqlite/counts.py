@@ -121,7 +121,7 @@ class Counts(RecordReader):
     # --- room ------------------------------------------------------------------------------------------------
 
     def room_for(self, jobs: int) -> str | None:
-        """Return None if there is room for new jobs, and otherwise the message for the caller."""
+        """Return None if there is room for this number of new jobs, and otherwise the message for the caller."""
         if self._capacity is None or not jobs:
             return None
         self.flush()

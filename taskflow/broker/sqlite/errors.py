@@ -43,7 +43,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
     """Return the taskflow error to raise in place of `error`. It names the file and says what to do. `grows` is True for an operation that
     adds jobs.
 
-    A value that is too large gives TooLarge, which is no BrokerError: the store works, and another attempt would fail too.
+    A value that is too large gives TooLarge, which isn't a BrokerError: the store works, and another attempt would fail too.
     """
     path = store.path
     code = _code(error)

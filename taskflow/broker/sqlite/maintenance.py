@@ -16,7 +16,7 @@ from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.model import wording
 
 MAX_INSTANT: Final = 1 << 62
-"""The largest time to which something is added, so that sums stay within 64 bits. Only other programs write larger times."""
+"""Before an addition, later stored times are lowered to this one, so that sums stay within 64 bits. Only other programs write them."""
 
 MOVED: Final = Packing(
     [

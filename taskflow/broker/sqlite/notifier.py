@@ -25,7 +25,7 @@ _MAX_QUEUES: Final = 100
 
 
 class Notifier:
-    """Wakes the listeners of a store after commits. Used by one thread at a time."""
+    """Wakes listeners after commits: `own`, that of this process, directly, and others by datagrams. Used by one thread at a time."""
 
     def __init__(self, store: StoreFile, own: SocketListener) -> None:
         self._folder = Folder(store)
@@ -63,7 +63,7 @@ class Notifier:
                     nudged += self._send(name, [topics.DUE])
 
     def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:
-        """Nudge listeners that wait for this queue: at most `number`, one for each READY job, none if it is paused. Return their number."""
+        """Nudge listeners that wait for this queue: one per READY job, at most `number`, none if the queue is paused. Return how many."""
         nudge, nudged = [topics.queue(queue), topics.ANY_QUEUE], 0
         hearing = [each for each in waiting if listeners.hears(each[1], *nudge)]
         number = min(number, store.ready_in(queue)) if hearing else 0

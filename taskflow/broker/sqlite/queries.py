@@ -127,7 +127,7 @@ def _load_text(kind: int) -> str:
 
 @cache
 def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwards: bool, with_records: bool) -> str:
-    """Return the statement of a scan. For `after` and `until`, `ends` has the number of fields, and True if they begin with the prefix."""
+    """Return a scan's SQL. `prefix` is the prefix's length; `ends` has those of `after` and `until`, and whether they start with it."""
     index = BY_INDEX[of]
     table = TABLES[index.kind]
     at = [f"r.{place}" for place in places(index)]
@@ -271,7 +271,7 @@ def _select(plain: Sequence[str], large: Sequence[str]) -> str:
 def read_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
 ) -> list[list[Any]]:
-    """Run a statement in which @ stands for the columns, and return its rows. With `size`, its list of values gets this number of rows."""
+    """Run a statement in which @ stands for the columns, and return its rows. With `size`, the list of values in it has this many rows."""
     statement = text.replace("@", packing.select)
     placed = sql[statement] if size is None else sql.of_rows(statement, size)
     [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
@@ -312,7 +312,7 @@ class RecordPacking(Packing):
         return row[self._entry_value]
 
     def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
-        """Read a row's long values, and put them into it. Return the damage found in the row, one line for each value, or None."""
+        """Read the long values of a row, and put them into the row. Return the damage found there, one line for each value, or None."""
         damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
         for place, value in enumerate(row[: self._width]):
             if type(value) is not _TooLong:

@@ -1,4 +1,4 @@
-"""The store of records in a file. Its hot operations, which are fast paths for jobs without `Flag.TIES`, read only headers."""
+"""The store of records in a file. Its hot operations, which are fast paths for jobs without `Flag.TIES`, decide by headers alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MIN_QUEUES: Final = 32
 REQUEST_BYTES: Final = 8
 
 MAX_REMEMBERED: Final = 256
-"""The number of claims whose queues a store remembers, so that counting their ends takes no extra statement."""
+"""The number of claims whose queues a store remembers, so that counting the ends of their jobs takes no extra statement."""
 
 ADD: Final = """\
 INSERT INTO "~jobs" (id, rev, flags, priority, queue, job, created_at, due_at, expires_at, sent, content)
@@ -71,7 +71,7 @@ FROM (
 ) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
 
 MAX_EPOCH: Final = (1 << 53) - 1
-"""The largest epoch that is incremented, so that sums stay within 64 bits. Only other programs write larger epochs."""
+"""Before a claim increments it, a larger stored epoch is lowered to this one, to stay in 64 bits. Only other programs write those."""
 
 LEASE: Final = f"""\
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)

@@ -25,7 +25,7 @@ JOURNAL: Final = "-journal"
 write-ahead log. SQLite writes any journal that it finds back into the file."""
 
 SIDE: Final = "-taskflow"
-"""The suffix of taskflow's own file beside the store: its lock is for checkpoints (checkpoint.py)."""
+"""The suffix of taskflow's own file beside the store, which is locked during a checkpoint: see checkpoint.py."""
 
 WAKE: Final = "-wake"
 """The suffix of the folder in which listeners can be found: see wake_folder.py."""

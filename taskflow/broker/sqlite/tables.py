@@ -43,8 +43,8 @@ _POSSIBLE: Final = (
     "status <> 5 OR cause IS NOT NULL",
     "queue <> '' AND length(queue) <= 200 AND job <> '' AND length(job) <= 200",
 )
-"""Other programs may write rows too. A row that broke one of these rules would never be found, or would make listings fail. On an update,
-SQLite checks only the rules that name a changed column."""
+"""The constraints on jobs. Other programs may write rows too, and a row that broke one of these rules would never be found, or would make
+listings fail. On an update, SQLite checks only the rules that name a changed column."""
 
 _META: Final = """\
 CREATE TABLE "~meta" (
@@ -80,7 +80,7 @@ def digest() -> int:
 
 
 def names() -> set[str]:
-    """Return the names of all tables, without the namespace."""
+    """Return the names of all tables, without the namespace's prefix."""
     return {"meta", "counted", *TABLES.values(), *(index.name for index in INDEXES if index.entries is not None)}
 
 
@@ -121,7 +121,7 @@ def _index(index: Index) -> str:
 
 
 def has_own_index(index: Index) -> bool:
-    """Return True for an index that SQLite stores separately, and False if it's the order of the table itself."""
+    """Return True if SQLite needs a separate index: not if `index` is only counted, is a table of entries, or has its table's order."""
     return index.listed and index.entries is None and bool(index.when or index.at not in (("id",), ("seq",)))
 
 
@@ -214,7 +214,7 @@ _ALWAYS_THERE: Final = ("meta", "counted", "jobs", "keys", "sessions", "schedule
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Return the tables that belong to a taskflow namespace. An older version may lack some, and a newer one may have more."""
+    """Return the tables of all taskflow namespaces. An older version's namespace may lack some, and a newer one's may have more."""
     prefixes = {name.removesuffix("counted") for name in there if name.endswith("_counted")}
     whole = [prefix for prefix in prefixes if {f"{prefix}{name}" for name in _ALWAYS_THERE} <= there]
     return {name for name in there if name.startswith(tuple(whole))}

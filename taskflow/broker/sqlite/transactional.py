@@ -50,7 +50,7 @@ def _our_library() -> str:
 
 
 class SqliteTransactional:
-    """The operations of one store. `writer` returns the broker's writer, or raises BrokerUnavailable if it is closed."""
+    """The operations of one store. `writer` returns the broker's writer, or raises BrokerUnavailable if the broker is closed."""
 
     dialect: Dialect = "sqlite"
 
@@ -307,6 +307,6 @@ def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Ge
                 rows_or_error.put(error)
         return step.result()
     finally:
-        for _ in range(2):  # once for the statement that it runs, and once for the one that would undo the operation
+        for _ in range(2):  # once for the statement that `work` awaits, and once for the one that would undo the operation
             rows_or_error.put(_Abandoned())
         thread.join()

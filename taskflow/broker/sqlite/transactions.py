@@ -41,7 +41,7 @@ class Durability(IntEnum):
     """For settlements, cancellations and admin operations: the log is flushed before the answer."""
 
     GROWING = 3
-    """For operations that add jobs: in addition, a full disk raises StoreFull."""
+    """For operations that add jobs: like FULL, but a full disk raises StoreFull instead of BrokerUnavailable."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +59,7 @@ _SHORT_PAUSE: Final = 0.000_5
 _LONG_PAUSE: Final = 0.005
 _MAX_SHORT_PAUSES: Final = 400
 _MIN_PAUSES: Final = 50
-"""Seconds between attempts to begin: first short pauses, then long ones. There are at least `_MIN_PAUSES`, even after the deadline."""
+"""Seconds between attempts to begin a transaction, first short, then long. There are at least `_MIN_PAUSES`, even after the deadline."""
 
 
 _COMMIT_POLL_INTERVAL: Final = 0.004
@@ -95,7 +95,7 @@ class ExpectedCommit:
     """The data version at the last check."""
 
     def is_open(self, version: int, store: SqliteStore, found: Announcement) -> bool:
-        """Return True if the transaction doesn't seem to have ended yet. If it has committed, add its announcement to `found`."""
+        """Return True while the transaction may be open, up to `COMMIT_POLL_TIMEOUT`. If it committed, add `announcement` to `found`."""
         before, self.looked_at = self.looked_at, version
         if before == version:
             return time.monotonic() - self.since < COMMIT_POLL_TIMEOUT
@@ -285,7 +285,8 @@ class OpenFile:
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
     def begin(self, group: Sequence[QueuedOperation]) -> None:
-        """Begin the transaction of a group. Raises sqlite3.Error if the group writes and another connection holds the write lock."""
+        """Begin the transaction of a group. Raises sqlite3.Error if the write lock that it needs is taken. If it only
+        reads, raises BrokerRefused if this version can't use the tables."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
             self._checkpointer.wait()

@@ -94,7 +94,7 @@ class Folder:
         self._listed: tuple[int, Listeners] | None = None
 
     def bind(self) -> tuple[str, socket.socket]:
-        """Create the folder if it is missing, and a listener's socket in it. Return its name and the socket. Raises OSError on failure."""
+        """Create a listener's socket, and its folder if missing. Return the socket's name and the socket. Raises OSError on failure."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._path, 0o700)
         self._store.share(self._opened())

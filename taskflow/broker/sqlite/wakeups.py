@@ -76,7 +76,7 @@ class SocketListener:
     # --- for waiters and claims --------------------------------------------------------------------------------------
 
     def listen(self, topics: Sequence[str]) -> Waiter:
-        """Return a waiter for these topics. The listener's socket exists by then, so nothing is missed from then on."""
+        """Return a waiter for these topics. If a socket can be bound, it exists by then, so no wake-up is missed from then on."""
         with self._lock:
             waiter = SocketWaiter(self, self._flag, topics)
             if self._thread is None:
@@ -318,7 +318,7 @@ class StoreWatch:
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
         """Check `topics` and the topics of `jobs`, and return those for which something has happened.
-        If `if_changed` is True, return an empty set unless the file has changed since the last check."""
+        Return an empty set if `if_changed` is True and the file has not changed since the last check, or if it can't be read."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:

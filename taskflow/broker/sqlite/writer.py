@@ -114,7 +114,7 @@ class Writer:
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
-        """Refuse further calls. Return the thread, which ends once the accepted calls have run, or None if it was never started."""
+        """Refuse further calls. Return the thread, which ends once the accepted calls have run, or None if this process has none."""
         if self.pid != os.getpid():
             return None
         with self._lock:

@@ -200,7 +200,7 @@ class ConnectionPool:
             drop(connection)
 
     def _drop_surplus(self) -> None:
-        """Drop as many connections as were idle throughout since the last check, beginning with the one that has been idle longest."""
+        """Drop as many connections as were idle throughout since the last check, those idle longest first, but keep at least one."""
         surplus = min(self._surplus, len(self._idle) - 1)
         for connection in self._idle[:surplus]:
             drop(connection)

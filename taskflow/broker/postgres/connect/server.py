@@ -23,7 +23,7 @@ from taskflow.model.wording import IN_PASSWORDS
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_TIMEOUT: Final = 4.0
-"""Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that its error is raised first."""
+"""Seconds that one statement may take. It is less than the default `enqueue_timeout` (5 s), so that the broker's error is raised first."""
 
 CONNECT_TIMEOUT: Final = 3.0
 """Seconds that connecting may take, however many addresses there are."""
@@ -54,7 +54,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a database, and how to connect to it. `password` is never shown.
 
     `others`     further addresses, if there are standbys; any of the addresses may be the primary, and this may change
-    `listen_at`  the addresses of the server itself, for listening if the URL names a pooler that loses wake-ups; the primary is used
+    `listen_at`  addresses of the server itself, for listening if the URL names a pooler that loses wake-ups; the primary among them is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
     `owner`      a role that is trusted with the schema, in addition to those listed in `schema.check_owner`
