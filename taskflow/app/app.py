@@ -202,8 +202,8 @@ class App:
         return client
 
     def _forget_parents(self) -> None:
-        """After a fork, set aside the parent's clients, and its brokers except memory brokers. Their destructors could break connections
-        that the parent uses, so they are kept alive."""
+        """After a fork, stop using the parent's clients, and its brokers except memory brokers. Keep them alive, because their destructors
+        could break the parent's connections."""
         self._pid = os.getpid()
         self._lock, self._is_connecting = threading.RLock(), False
         self._of_parents += [self._clients, self._brokers]

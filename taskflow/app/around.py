@@ -222,8 +222,7 @@ class _Values:
 
 
 def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
-    """Return a dependency's value: `made` itself or, if it is a generator, the value that it yields. The code after the yield runs when
-    `stack` is closed."""
+    """Return a dependency's value: `made` itself or, for a generator, what it yields. Closing `stack` runs the code after the yield."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
     if not isinstance(made, _GeneratorContextManager):

@@ -34,7 +34,7 @@ class JobSelection(TypedDict, total=False):
     `tag`           they have this tag
     `queue`         they are in this queue
     `job`           they call this job, given by its name or as the job itself
-    `status`        they have this status, or one of these: "failed", `Status.FAILED`, ("failed", "cancelled")
+    `status`        they have this status, or one of several, for example "failed", `Status.FAILED` or ("failed", "cancelled")
     `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
     `header`        they have this header ("name"), or the header with this value ("name=value")
     `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta

@@ -27,8 +27,7 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """The run that a `JobContext` belongs to. Its methods may be called from any thread. `child_headers` is None unless the job's function
-    runs in a child process."""
+    """The run of a `JobContext`. Any thread may call its methods. `child_headers` is None unless the run is in a child process."""
 
     child_headers: dict[str, str] | None
 
@@ -209,8 +208,7 @@ class JobContext:
 
         Raises LeaseLost if the run no longer holds its job, WrongConnection if the connection is unsuitable, and EncodeError for an
         unsuitable result. Raises BrokerUnavailable if another open transaction holds the job or its key, and ConfigurationError if the
-        broker is not PostgreSQL or SQLite. Raises TaskflowError outside of a run, or in another transaction after a first one has
-        committed.
+        broker is not PostgreSQL or SQLite. Raises TaskflowError outside of a run, or after an earlier transaction completed the job.
         """
         if self._run is None:
             raise TaskflowError("complete_in() was called outside of a run: a job can be completed only while a worker is running it")

@@ -302,7 +302,7 @@ def _job_name(option: str, name: object) -> str:
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError for anything that cannot be a job: a method, a generator, an async function in a plain wrapper, an object."""
+    """Raise DeclarationError unless `function` can be a job. A method, a generator or an async function in a plain wrapper cannot."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {location(function)}: write @staticmethod above @job, so that @job gets the function itself")

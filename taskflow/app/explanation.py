@@ -33,7 +33,7 @@ MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """A reason for a job's state, with a cure if there is one."""
+    """A reason for a job's state. `cure` says what to do about it, or is empty."""
 
     text: str
     cure: str = ""

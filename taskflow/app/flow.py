@@ -67,7 +67,7 @@ class Branch(Generic[R_co]):
 
 
 class Call(BareCall[R_co], Branch[R_co]):
-    """A call to a job, made by `bind`: `enqueue` sends it once. In a flow, its job gets a new id each time the flow is sent."""
+    """A call to a job, made by `bind`. If `enqueue` sends it again, no second job is added; in a flow, each sending adds a new job."""
 
     __slots__ = ()
 

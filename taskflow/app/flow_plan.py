@@ -52,7 +52,6 @@ class Chain(NamedTuple):
         return isinstance(self.parts[-1], Fan)
 
     def calls(self) -> Iterator[BareCall[Any]]:
-        """Yield the calls of the chain's jobs, in order."""
         for part in self.parts:
             if isinstance(part, Step):
                 yield part.call
@@ -114,7 +113,7 @@ class Incoming(NamedTuple):
     `sources`   the numbers of the jobs whose results the part takes
     `is_list`   True if it takes them as a list
     `collects`  True if it takes the failures of the sources, too
-    `waits`     the numbers of the jobs before an empty group, for which the part only waits; each with True if the job may fail
+    `waits`     the numbers of the jobs before an empty group, for which the part only waits, each paired with True if that job may fail
     """
 
     sources: tuple[int, ...] = ()

@@ -136,8 +136,6 @@ def check_app_of(on_failure: object, app: App) -> None:
 
 
 class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
-    """A job that this process declares."""
-
     def __init__(self, app: App, function: Callable[..., Any], name: str, options: dict[str, Any], **declared: Any) -> None:
         super().__init__(function, name, options, limits=app.limits, read_settings=app.read_settings, **declared)
         self.app = app

@@ -41,7 +41,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class HasOptions:
-    """A job's name, and the options given for its calls. It is immutable, except that it caches the resolved options."""
+    """A job's name, and the options given for its calls. Immutable, except for a cache of the resolved options."""
 
     def __init__(self, name: str, given: dict[str, Any], read_settings: Callable[[], Settings]) -> None:
         self.name = name
@@ -133,8 +133,7 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def around(self) -> tuple[Around, ...]:
-        """The functions that return context managers for each run: first those of `configure(defaults=...)`, then the job's. The first one
-        is the outermost."""
+        """The functions that return context managers for each run, outermost first: those of `configure(defaults=...)`, then the job's."""
         return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property

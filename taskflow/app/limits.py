@@ -55,10 +55,9 @@ class Limits:
     async def set(self, limit: Limit | JobType[Any] | str, key: object, n: int | None, *, by: str | None = None, reason: str = "") -> None:
         """Set the number of a limit for one value of its key, in place of the declared number. Jobs that can pass now become ready.
 
-        `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares,
-                 or that `list` returns; None as `n` needs the declaration
+        `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares or `list` returns
         `key`    the value of its key; None if the limit has none
-        `n`      from 0 (from 1 for a rate) to a billion; None restores the declared number
+        `n`      from 0 (from 1 for a rate) to a billion; None restores the declared number, which this process must declare
         `by`, `reason`  for the audit log
 
         Raises TypeError or ValueError for other arguments.
@@ -81,7 +80,7 @@ class Limits:
             doing.affected = 1
 
     async def _stored(self, limit: Any) -> tuple[str, Concurrency | Rate]:
-        """Return a limit's name and its rule in the store. Raises ValueError if there is no such limit, or two kinds of it."""
+        """Return a limit's name, and its rule as `list` shows it. Raises ValueError unless `list` shows exactly one kind of rule for it."""
         found = await self.list(limit)
         if len({info.per is None for info in found}) != 1:
             return _found(limit)

@@ -97,7 +97,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._go_on)
 
     def _go_on(self, flushing: asyncio.Task[None]) -> None:
-        """Start another flush if a caller is still waiting. None is if all tasks of the loop have been cancelled."""
+        """Start another flush if a caller is still waiting. If all tasks of the loop were cancelled, no caller is."""
         self._flushing = None
         while self._waiting and self._waiting[0].answer.done():
             self._waiting.popleft()
@@ -129,8 +129,7 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_Pending[Q, A]]) -> bool:
-        """Send the batch to the store, and return True if the store answered. Then the flush ends, so that callers can ask more questions
-        before the next call."""
+        """Send the batch. Return True if the store answered; the flush then ends, so that callers can ask more before the next call."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
@@ -212,8 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. For more than `MAX_ITEMS`, the timeout grows in proportion, up to the time for which the store
-        recognizes repeated envelopes."""
+        """Add envelopes in one step. Above `MAX_ITEMS`, the timeout grows in proportion, as long as the store would recognize repeats."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 

@@ -177,8 +177,8 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 class Operate:
     """Inspects jobs, queues and workers on this application's broker, and acts on them.
 
-    All methods are async. Code without an event loop calls ``run_sync(operate.cancel(tag="import:42"))``. They raise BrokerUnavailable if
-    the store does not answer in time, and TypeError, ValueError or InvalidJobId for an invalid argument.
+    All methods are async. Code without an event loop calls ``run_sync(operate.cancel(tag="import:42"))``. The methods raise
+    BrokerUnavailable if the store does not answer in time, and TypeError, ValueError or InvalidJobId for an invalid argument.
 
     `cancel`, `retry`, `run_now` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs
     at least one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.

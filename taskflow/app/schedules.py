@@ -232,7 +232,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of the named schedules, or of all for None. If taskflow would reject a name, read all to look for it."""
+    """Return the records of the named schedules, or of all for None. A name that taskflow would reject is looked up among all."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]

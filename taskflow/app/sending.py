@@ -356,7 +356,6 @@ def _outcome(app: App, call: BareCall[R], answer: _Answer, within: _Within | Non
 
 
 def _tell(app: App, calls: Sequence[BareCall[Any]], outcomes: Sequence[JobHandle[Any] | BaseException]) -> None:
-    """Pass the outcomes of calls to the subscribers, if there are any."""
     if not app.settings.subscribers:
         return
     from taskflow.app.events import JobSent, SendingFailed

@@ -109,7 +109,7 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
-    """Count the jobs that the action applies to. Also return True if there are more of them, because at most `MAX_COUNTED` are counted."""
+    """Count the jobs that the action applies to. Also return True if there are more, because at most `MAX_COUNTED` are counted."""
     view = target.view
     if target.ids or target.group:
         return len(target.ids), False

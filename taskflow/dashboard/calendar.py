@@ -38,8 +38,8 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A scheduled time, as text in the viewer's zone (`yours`) and in the schedule's zone (`own`, empty if the same). `note` describes how
-    a clock change affects it, or is empty."""
+    """A scheduled time, as text in the viewer's zone (`yours`) and in the schedule's (`own`, empty if alike). `note` is a clock change's
+    effect, or empty."""
 
     at: datetime
     yours: str

@@ -64,7 +64,8 @@ Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
 class Guard:
-    """Passes on only requests that `authorize` allows, and writes only from the same origin. Sets `scope["taskflow.access"]`."""
+    """Passes on only requests that `authorize` allows, and writes only from the same origin and with `Access.actions`. Sets
+    `scope["taskflow.access"]`."""
 
     def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
         self._app = app

@@ -27,7 +27,7 @@ MAX_FACTOR: Final = 8.0  # with more watchers, the interval grows by up to this 
 TIMES: Final = 10  # the pause between two checks is at least this many times as long as the last check, to spare a slow store
 SPACING: Final = 0.2  # seconds between the notifications of two watchers, so that the host does not make several pages at once
 MAX_SPREAD: Final = 2.0  # seconds until the last watcher is notified
-MAX_STREAM: Final = 20.0  # seconds: a stopping server waits for its streams, and browsers open the next stream by themselves
+MAX_STREAM: Final = 20.0  # seconds that a stream lasts: a stopping server waits for streams, and browsers open the next one by themselves
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 READ: Final = (operate.queues, operate.workers, operate.metrics, operate.paused_jobs)  # what a check reads, and pages then reuse
 AWAY: Final = "away"
@@ -121,7 +121,7 @@ async def _schedules() -> list[ScheduleRecord]:
 
 
 class Live:
-    """The stream of changes, and the pages that browsers fetch after a change. Each page is rendered once for each check of the store."""
+    """The stream of changes, and the pages that browsers fetch after a change. A page is rendered at most once per check of the store."""
 
     def __init__(self) -> None:
         self._samplers = WeakKeyDictionary[asyncio.AbstractEventLoop, Sampler]()

@@ -209,7 +209,6 @@ async def _pause_of(queue: str) -> ActionRecord | None:
 
 
 def _applies(action: ActionName, record: Record) -> bool:
-    """Return True if the page of this job offers the action."""
     if action == "run-now" and waits_at_limit(record):  # the action "Run now" skips no limit
         return False
     return record.status in POSSIBLE[action] and (action != "purge" or record.status in ENDED)

@@ -145,7 +145,6 @@ def new_result(task: Any, job_id: str, args: list[Any], kwargs: dict[str, Any], 
 
 
 def result_of(info: JobInfo, task: Any) -> Any:
-    """Convert a job to the TaskResult of its task."""
     arguments = info.arguments or {}
     errors = [_error(error.type, error.traceback or str(error)) for error in info.errors]
     workers = [error.worker or "" for error in info.errors]

@@ -158,7 +158,6 @@ def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Re
 
 
 def call_of(sent: SentJob, registry: Registry) -> str:
-    """Format a sent job as the call that sent it."""
     envelope = sent.envelope
     job = registry.get(envelope.job)
     try:

@@ -122,8 +122,8 @@ _Outcome = tuple[Any, BaseException | None]
 
 class PassState(msgspec.Struct, eq=False):
     """The state of one call to `run_all` or `advance`, or of jobs that run as they are sent. `runs` counts runs by job name, and
-    `unscheduled` counts those of jobs that no schedule added. `ended_badly` has runs that may have failed their jobs for good, until
-    `failures` has the JobFailed of those that have."""
+    `unscheduled` counts those of jobs that no schedule added. `ended_badly` has the runs that failed since the last check, and
+    `failures` has the JobFailed of each job that was then found to have failed for good."""
 
     executor: TestExecutor
     scheduler: Scheduler

@@ -42,14 +42,14 @@ BUDGETS = {
     "taskflow/broker/redis": 5_255,
     "taskflow/broker/postgres": 6_035,
     "taskflow/broker": 24_320,
-    "taskflow/app": 8_040,
+    "taskflow/app": 8_030,
     "taskflow/worker": 7_110,
     "taskflow/cli": 4_760,
     "taskflow/testing": 1_045,
     "taskflow/dashboard": 2_080,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_785,
+    "taskflow": 55_770,
     "tests": 75_990,
 }
 

@@ -150,8 +150,7 @@ class SqliteAdapter(SyncAdapter):
 
 
 class AiosqliteAdapter(RunSyncAdapter):
-    """Adapts aiosqlite. An operation runs entirely in the connection's thread and takes 0.5 ms. With four thread switches per statement,
-    it took 5 ms."""
+    """Adapts aiosqlite. An operation runs entirely in the connection's thread: 0.5 ms, not 5 ms with four thread switches per statement."""
 
     dialect = "sqlite"
 
