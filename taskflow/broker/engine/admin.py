@@ -43,7 +43,6 @@ FLOW_ENTRIES: Final = 500
 
 # --- queues ---------------------------------------------------------------------------------------------------
 
-
 _DUE: Final = ("due", "to_admit")
 """The indexes that contain, among others, the HELD jobs that no longer await anything. The next upkeep releases these jobs."""
 
@@ -85,7 +84,8 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return queues, each with the time when one of its oldest jobs became READY. A tenant's job has a place in `due_at`, not a time."""
+    """Return pairs of a queue and the time when one of its oldest jobs became READY; a queue may have several. The `due_at` of a tenant's
+    job is a place in a line, so the times of tenants' jobs come from the index `fair_since`."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))
@@ -238,9 +238,9 @@ def _run_now(draft: Draft, job_id: bytes) -> Status | None:
 
 
 def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
-    """Drop up to `limit` jobs of a view, each in a separate step, and return their number."""
+    """Drop up to `limit` jobs of a view, except RUNNING ones, in separate steps. Return the number of jobs dropped."""
     purged = 0
-    # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
+    # Ended jobs come first, because a purged job that was waiting may remain as CANCELLED. HELD jobs come before the jobs they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
     cancelled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # jobs that were cancelled by the purge of another job

@@ -20,7 +20,8 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that represents a throttled call. If none does, let `job` represent further calls for `throttle` seconds."""
+    """Return the id of the job that represents a throttled call, or None. If there is none, let `job` represent further calls for the next
+    `throttle` seconds."""
     key = job.sent.key
     if not throttle or key is None:
         return None
@@ -32,8 +33,8 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
 
 
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
-    """Give a waiting job the arguments and options of a call, and move its due time unless it's READY. The job keeps its id, its limits and
-    the jobs that await it. Return the call's answer."""
+    """Give a waiting job the arguments and options of a call. Unless the job is READY, also move its due time. The job keeps its id, its
+    limits and the jobs that await it. Return the answer to the call."""
     header, fresh = job.header, Job.of_envelope(envelope, draft.now)
     job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
@@ -56,7 +57,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
 
 
 def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
-    """Store a BURIED record that lets a job represent later calls for the next `seconds`. The record expires like a dropped job's."""
+    """Store a BURIED record by which `job` represents later calls. After `seconds` seconds, the record expires as a dropped job's does."""
     known = draft.job(record_id)
     header: dict[str, Any] = {"status": BURIED, "flags": 0, "queue": job.queue, "job": job.header["job"], "due_at": draft.now}
     header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}

@@ -1,7 +1,7 @@
-"""Arrivals: the changes that callers' transactions leave for the engine to decide on after the commit.
+"""Arrivals: the decisions that callers' transactions leave to the engine, which makes them after the commit.
 
-Such a transaction writes no record that other clients also write, such as a key's. It adds a job that has a key as HELD and ARRIVING, and
-leaves the consequences of a run's end as an INBOX record.
+A caller's transaction writes no record that other clients also write, such as the record of a key. It adds a job with a key as HELD, with
+the flag ARRIVING. If it ends a run, it leaves the consequences as an INBOX record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def scans(limit: int) -> tuple[Scan, Scan]:
 
 
 def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
-    """Decide on the arrivals that `scans` found. For each, return True, or False if another program's open transaction blocks it."""
+    """Handle the arrivals that `scans` found. For each, return True, or False if another program's open transaction blocks it."""
     refs = [entry.ref for entry in found]
     jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
     in_flows = [
@@ -89,10 +89,10 @@ def _throttle(job: Job) -> float | None:
 
 def _settle(draft: Draft, ref: Ref, settled: Record | None) -> None:
     """Carry out the consequences of a successful run. The job itself may have been dropped by now. `settled` is the job's record with its
-    result, if the job belongs to a flow.
+    result, or None if the job belongs to no flow.
 
-    The INBOX record's `sent` is the job's; its state is the job's flags at the end of the run, followed by the progress. The stored job is
-    no longer AWAITED, so that ending it again releases no job twice.
+    The INBOX record has the same `sent` as the job. Its state consists of the job's flags at the end of the run and the progress. The
+    transaction has cleared AWAITED in the stored job, so nothing else releases the jobs that await it.
     """
     if draft.plain(*ref) is None:
         return

@@ -37,7 +37,7 @@ class EngineBroker(ABC):
         self.rules = rules
         self.assumes_new = True
         self.rebuilds = False
-        """True if the caller is about to recompute the indexes, so that missing ones don't matter."""
+        """True if the caller will recompute the indexes, so missing ones don't matter."""
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:
@@ -99,8 +99,6 @@ class EngineBroker(ABC):
 
 
 class EngineAdmin:
-    """The admin interface over a store."""
-
     def __init__(self, broker: EngineBroker) -> None:
         self._broker = broker
         self._run = broker.run

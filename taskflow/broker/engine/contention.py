@@ -1,4 +1,4 @@
-"""Tracks the records that other clients keep changing. Clients of a server take turns to read and change such records."""
+"""Tracks the records that other clients keep changing. Clients of a server take turns reading and changing these records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STALE_BEFORE_TURN: Final = 2
 """How many times an operation may be stale before it waits for its turn."""
 
 CONTENTION_TTL: Final = 1.0
-"""Seconds for which further operations on a contested record wait for their turn from the start."""
+"""How many seconds a record counts as contested. Operations that read it in this time wait for their turn from the start."""
 
 
 class Contention:
@@ -68,7 +68,7 @@ class Contention:
         self._until = {ref: until for ref, until in self._until.items() if until > now} | dict.fromkeys(refs, now + CONTENTION_TTL)
 
     def of(self, effect: Effect) -> list[Ref]:
-        """Return the contested records that a query reads."""
+        """Return the contested records that an effect reads. Only queries read any."""
         if not self._until or not isinstance(effect, Query):
             return []
         now = time.monotonic()
@@ -82,7 +82,7 @@ CHANGES: Final = (Apply, HandOver)
 
 
 def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:
-    """Return the records that the stale steps read or changed."""
+    """Return the records that an effect's stale steps name, or an empty list if no step was stale."""
     if isinstance(effect, HandOver):
         return list(effect.step.expect) if len(answer) == len(effect.runs) else []
     steps = [step for step, each in zip(effect.steps, answer[0], strict=True) if type(each) is Stale]
@@ -97,7 +97,7 @@ class Ended(Exception):
 
 
 def advance(operation: Operation[Any], answer: Any) -> Effect:
-    """Send an answer to an operation, and return its next effect. Raises Ended if the operation returns or fails."""
+    """Send an answer to an operation, and return its next effect. Raises Ended if the operation returns, or raises a BrokerError."""
     try:
         return operation.send(answer)
     except StopIteration as end:

@@ -62,7 +62,7 @@ def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
 
 
 def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
-    """Decide on the consequences of earlier decisions. Return what `carry_on` returns."""
+    """Carry out the consequences of earlier decisions, which are collected in `left`. Return what `carry_on` returns."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)
@@ -74,7 +74,8 @@ def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_F
 
 
 def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
-    """Admit jobs that wait at gates with room, and return their number. Jobs that remain after `MAX_FILLS` rounds are left to upkeep."""
+    """Let jobs that wait at these gates become READY while the gates have room. Return the number of jobs. After `MAX_FILLS` rounds, leave
+    the rest to upkeep."""
     passed, opened = 0, (yield from _close_empty(sorted(opened)))
     for _ in range(MAX_FILLS):
         if not opened:
@@ -88,7 +89,7 @@ def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
 
 
 def _close_empty(opened: Sequence[bytes]) -> Operation[set[bytes]]:
-    """Record that no job waits at these gates any more, and return those at which one may wait. Most gates are empty when they open."""
+    """Find the gates at which no job waits any more, and record that. Return the others. Most gates are empty when they open."""
     refs = [Ref(Kind.GATE, gate_id) for gate_id in opened]
     seen: Snapshot = yield Query(tuple(refs), tuple([Scan("gated", 1, (gate_id,), with_records=False) for gate_id in opened]))
     empty = list[Step]()
@@ -112,8 +113,8 @@ def _fill(draft: Draft, gate_id: bytes) -> int:
 
 
 def _free(draft: Draft, job_id: bytes) -> bool:
-    """Release a HELD job if it awaits nothing, or begin to drop the notes of a job that is gone. An addition to `awaits` doesn't change the
-    job's revision, but a change that makes the job await more jobs does. If the job is locked, the next upkeep releases it."""
+    """Release a HELD job if it awaits nothing, or begin to drop the notes of a job that is gone. If the job has to await more jobs in the
+    meantime, its revision changes, and the release is decided again. If the job is locked, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
         flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # the job no longer exists, but has received a result
@@ -140,8 +141,8 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Take the slots of up to `limit` READY jobs of a queue that no worker has claimed for `MAX_READY_FOR`, and pass them to waiting jobs
-    of other queues. Return the number of jobs that lost their slots."""
+    """Take back the slots of up to `limit` jobs of a queue that have been READY for `MAX_READY_FOR`, and pass the slots to waiting jobs of
+    other queues. Return the number of jobs that lost their slots."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
@@ -163,7 +164,7 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
         return 0
     refs |= {Ref(Kind.JOB, job.id) for job in jobs}
     ids, taken_back, size = [job.id for job in jobs], 0, max(1, gates.MAX_TRIED // len(crowded))
-    for each in (size, -size):  # if the first waiting jobs are all of this queue, those of another one have probably come later
+    for each in (size, -size):  # if the first waiting jobs all belong to this queue, jobs of others are probably at the end
         foreseen = Foreseen(dict.fromkeys(crowded, each))
         taken_back = taken_back or sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
     return taken_back
@@ -299,8 +300,8 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """Finish actions that have reached all their jobs. After a RESTORE, cancel jobs again if their flow has another failure, or if they
-    await a job that was dropped or remains cancelled. Then drop the stored actions, unless they were replaced."""
+    """Finish actions that have reached all their jobs. After a RESTORE, cancel jobs again if they are in the scope of another failure, or
+    if they await a job that was dropped or remains cancelled. Then drop the stored actions, unless they were replaced."""
     scopes: dict[bytes, set[tuple[int, int]]] = {}
     for action in done.values():
         if action.what == flows.RESTORE:
@@ -339,7 +340,8 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. `awaits` is read after that count, and can't rise in between."""
+    """Cancel a HELD job that awaits more jobs than may still succeed. `item` is the job's id, and how many of those may.
+    `awaits` is read after they were counted, and can't rise in between."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:

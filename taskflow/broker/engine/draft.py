@@ -1,7 +1,7 @@
 """Collects the decisions of an operation before a store applies them.
 
-A draft shows each item of a batch the records as the earlier items would leave them. It tracks which records each decision reads and
-writes, so that the store can refuse the decision if one of them has changed in the meantime.
+The decision on each item of a batch sees the records as the earlier decisions would leave them. A draft tracks which records each decision
+reads and writes, so that the store can refuse the decision if one of these records has changed in the meantime.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 MAX_ROUNDS: Final = 8
-"""How many times an operation is decided again while its records keep changing, before it fails."""
+"""How many times the items of an operation are decided before it fails, if their records keep changing."""
 
 MAX_CHAIN: Final = 6
-"""How many times one decision may request more records. Longer chains arise only when records change between two queries."""
+"""The maximum number of queries for one round of decisions. More would be needed only if records change between two queries."""
 
 
 class Missing(Exception):
@@ -51,10 +51,10 @@ class Missing(Exception):
 class Foreseen(NamedTuple):
     """Facts that are known in advance, so that decisions need no second query.
 
-    `waiting`  for each gate: how many of its waiting jobs the decisions will probably need, or minus how many of the last ones
-    `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes the slots back
+    `waiting`  for each gate, how many of its waiting jobs the decisions will probably need; if negative, how many of the last ones
+    `paused`   the ids of the paused queues, or None if they aren't known. If a pause begins in the meantime, it takes the slots back
     `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
-    `seen`     an answer to the first query
+    `seen`     the answer to the first query, if the caller has made it
     """
 
     waiting: Mapping[bytes, int] = {}
@@ -121,9 +121,9 @@ class Draft:
         self.opened = set[bytes]()
         """The gates that now have room and may have waiting jobs: see gates.py."""
         self.paused: frozenset[bytes] | None = None
-        """The ids of the paused queues, if they are known."""
+        """The ids of the paused queues, or None if they aren't known."""
         self.wanted = Counter[bytes]()
-        """For each gate of which too few waiting jobs were loaded: how many the decisions need to see."""
+        """For each gate with too few waiting jobs loaded, how many the decisions need to see."""
         self.unseen = set[Scan]()
         """The lines (see turns.py) whose first job the decisions need to see."""
         self._freed = Counter[bytes]()
@@ -134,14 +134,14 @@ class Draft:
         for entries in self._waiting.values():
             self._stored.update({entry.ref: entry.record for entry in entries})
         self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
-        """The gates whose waiting jobs are all in `waiting`."""
+        """The gates whose waiting jobs were all loaded."""
         self.part = Part()
         self._parts = list[Part]()
         self._is_whole = False
         self._current: dict[Ref, Job | Plain | None] = {}
 
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
-        """Decide on each item in turn. If `lacks` is true afterwards, the answers are not valid, and the caller discards them.
+        """Call `one` for each item in turn, and return its answers. If `lacks` is true afterwards, they are not valid.
 
         Each decision is a separate part. With `together`, all parts that change anything are applied as one step.
         """
@@ -333,14 +333,14 @@ def decide(
     left: Left | None = None,
     foreseen: Foreseen | None = None,
 ) -> Operation[list[T]]:
-    """Decide on items, and apply the decisions. Items whose records have changed in the meantime are decided again.
+    """Call `one` to decide each item, apply the decisions, and return the answers. Items whose records change meanwhile are decided again.
 
-    `look`      the records that the decisions will probably need; others are loaded on demand
+    `look`      a query for the records that the decisions will probably need; others are loaded on demand
     `locked`    the answer for an item whose records another program's open transaction has locked
     `grows`     True if jobs are added, so that the store first checks whether it has room
-    `together`  True if all decisions form one step. None if they do at first, which is faster, and are separate if that has no effect
+    `together`  True to apply all decisions as one step; None to try that first, which is faster, and to separate them if it fails
     `foreseen`  facts that are known in advance
-    `left`      collects the work for a later decision
+    `left`      collects the work that is left to a later decision
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
@@ -395,8 +395,8 @@ def _draft(
     together: bool,
     foreseen: Foreseen,
 ) -> Operation[tuple[Draft, list[T]] | None]:
-    """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` says how
-    many waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
+    """Load the records that the decisions need, and decide. Return the draft and the answers, or None if `MAX_CHAIN` queries are too few.
+    `sizes` maps each gate to how many waiting jobs to read there, and `heads` are the scans for the first jobs of lines."""
     seen = foreseen.seen
     for _ in range(MAX_CHAIN):
         scans = [*(Scan("gated", abs(size), (gate,), backwards=size < 0) for gate, size in sizes.items()), *heads]

@@ -21,14 +21,14 @@ WITH_ENTRIES: Final = {
     for index in INDEXES
     if index.entries is not None
 }
-"""The indexes whose entries stores keep in tables, each with the SQL condition of the records that may have one."""
+"""The indexes whose entries stores keep in tables, each with the SQL condition for records that may have entries."""
 
 Pair = tuple[Any, bytes]
 """An entry: its value, and the id of the record."""
 
 
 class Entries(NamedTuple):
-    """The differences between an index's entries and the entries that the records need."""
+    """The differences between an index's entries and those that the records need, and the number of records that can't be decoded."""
 
     missing: set[Pair]
     wrong: set[Pair]
@@ -59,7 +59,7 @@ def _values(kind: int, sent: bytes | None, state: bytes | None) -> tuple[Any, ..
 
 
 def finding(found: Rebuilt | None) -> Finding:
-    """Return what `taskflow doctor` says about a comparison. `found` is None if the comparison wasn't finished in time."""
+    """Return the finding that `taskflow doctor` shows for a comparison. `found` is None if the comparison wasn't finished in time."""
     if found is None:
         return Finding("indexes", "note", f"not all compared with the records: no difference found within {EXAMINE_TIMEOUT:g} s")
     if found.corrected:

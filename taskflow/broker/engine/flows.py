@@ -1,11 +1,13 @@
 """Flows: the consequences of a job's end for the other jobs of its flow.
 
-The step that ends a successful run stores the result as a note (a record) for each job that takes it, and subtracts one from that job's
-`awaits`. Nothing else does. So `awaits` is the number of jobs that have not succeeded, whatever the status of the job that awaits them.
+The step that ends a successful run subtracts one from the `awaits` of each job that awaits it. For those that take the result, it
+also stores the result as a note (a record). Apart from collected failures (see below), nothing else does. So `awaits` is the number of
+awaited jobs that have not succeeded, whatever the status of the job that awaits them.
 
-If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step stores an action, which then
-cancels the jobs of its scope that have not begun, in portions. A retry replaces the action with one that restores them. Each of these
-changes expects the action's revision, so changes decided on before the retry have no effect. Jobs that collect failures count them too.
+If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step stores an action. By this action,
+the jobs in its scope that have not begun are then cancelled, in portions. A retry replaces it with an action that restores them. Each of
+these changes expects the action's revision, so changes that were decided before the retry have no effect. A job that collects failures
+receives a failure like a result: its `awaits` is reduced, and it gets a note.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
     `first`    the first number of the scope, which is the range of the jobs that the action may change
     `last`     the last number of the scope
-    `cause`    the job that failed or is retried; for CANCEL, the flow's id
+    `cause`    the job that failed, was cancelled or is retried; for CANCEL, the flow's id
     `reason`   why jobs are cancelled
     `failure`  the failure, in the form in which jobs that collect failures receive it
     `after`    the number of the first job that the action has not reached
@@ -81,13 +83,13 @@ _decode: Final = lru_cache(64)(msgspec.msgpack.Decoder(Action).decode)  # each j
 
 
 def number_of(entry: Entry) -> int:
-    """Return the number of a job in its flow, or the number of a job's input."""
+    """Return the number in an entry's position: that of a job in its flow, or that of a job's input."""
     numbered: bytes = entry.position[0]
     return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
 
 
 def action_in(action_id: bytes, record: Record | Plain | None) -> Action:
-    """Decode an action. If it's missing, undecodable, or about another flow or job than its id, return one that does nothing."""
+    """Decode an action. If it's missing, invalid, or for a flow or job that its id doesn't name, return one that does nothing."""
     try:
         found = _decode(record.state) if record is not None and isinstance(record.state, bytes) else _NOTHING
     except msgspec.MsgspecError:
@@ -188,7 +190,7 @@ def drop_notes(draft: Draft, job: Job) -> None:
     for ref in refs:
         if draft.plain(*ref) is not None:
             draft.drop(ref)
-    if not refs and job.has(Flag.NOTED):  # left to upkeep, so that the settlements queued behind this one don't have to wait for it
+    if not refs and job.has(Flag.NOTED):  # upkeep drops them, so that the settlements queued behind this one don't have to wait
         put(draft, job.id, Action(FORGET, job.id))
         del draft.actions[job.id]
         draft.wake(topics.DUE)
@@ -212,8 +214,8 @@ def _failure_of(job: Job) -> FailureNote:
 
 def redo(draft: Draft, job: Job, *, acts: bool) -> None:
     """Prepare the retry of a job that has ended: undo the consequences of its failure. With `acts`, an action restores the jobs that the
-    failure cancelled, and cancels the job again if it awaits jobs that don't run. A job that has already begun with the failure keeps it,
-    and receives nothing more from the retried job."""
+    failure cancelled, and cancels the retried job again if the jobs that it awaits won't run. A job that has already begun with the
+    failure keeps it, and receives nothing more from the retried job."""
     member, state = job.sent.member, job.state
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
@@ -239,12 +241,12 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
 
 
 def alive(flow: bytes) -> Scan:
-    """Return a scan for the first job of a flow that has not ended."""
+    """Return a scan for the first of a flow's jobs that have not ended."""
     return whole(flow, 0, 1)._replace(of="flow_live", with_records=False)
 
 
 class Census:
-    """Counts the jobs of a flow, which the caller adds in portions."""
+    """Counts the jobs of a flow by what they await and how they ended. The caller adds the jobs in portions."""
 
     def __init__(self) -> None:
         self._failures, self._awaited, self._held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
@@ -268,7 +270,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """For each failure's scope that overlaps one of these, return a job that failed, or that was cancelled other than by an action."""
+        """For each scope of failures that overlaps one of `scopes`, return a job that failed, or was cancelled but not by an action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:
@@ -298,7 +300,7 @@ def was_cancelled_by_flow(record: Record | None) -> bool:
 
 
 def cancel_again(draft: Draft, job_id: bytes) -> bool:
-    """If a job is still FAILED or CANCELLED, begin its action again: another job's retry has restored jobs that this one had cancelled."""
+    """If a job is still FAILED or CANCELLED, begin its action again, because another job's retry has restored jobs in its scope."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
         _cancel_awaiting(draft, job, _failure_of(job))

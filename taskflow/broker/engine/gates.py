@@ -3,9 +3,9 @@
 A job with gates takes a slot of each when it becomes READY, either all or none. It gives them back when it stops being READY or RUNNING.
 A job that finds a gate full waits there as SCHEDULED. The step that gives a slot back passes it to the first waiting job.
 
-A job that begins to wait expects the gate's revision but doesn't write the gate, so any number of jobs can begin to wait at once. Only the
-first one writes it, to record that jobs are waiting. An operation that makes room in a gate checks it again after its step, because other
-jobs may have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
+A step that makes a job wait expects the gate's revision but doesn't write the gate, so any number of jobs can begin to wait at once. Only
+the first of these steps writes it, to record that jobs are waiting. An operation that makes room in a gate checks it again after its step,
+because other jobs may have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
 
 A rate (a limit on starts in a period) has no slots. A job pays for it when it becomes READY. If that is too early, the job pays for a later
 time and becomes due then. A payment is valid for `PAYMENT_TTL`, so that jobs which couldn't start in time don't start all at once.
@@ -38,7 +38,7 @@ SPARE: Final = 2
 MAX_PAUSED: Final = 1_000
 
 PAYMENT_TTL: Final = 1.0
-"""Seconds within which a job that has paid for a rate may start."""
+"""How many seconds after its due time a job that has paid for a rate may still start without paying again."""
 
 
 class GateBody(msgspec.Struct, array_like=True):
@@ -64,7 +64,8 @@ def of_pause(queue: str) -> Gate:
 
 
 def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
-    """Query what a decision needs when a slot of each gate becomes free. Return None if no gate has slots or too many queues are paused."""
+    """Query the facts that a decision needs if a slot of each gate becomes free. Return None if no gate has slots, or too many queues are
+    paused."""
     freed = Counter([gate.id for gate in limits if not gate.per])
     if not freed:
         return None
@@ -140,7 +141,7 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
 
 
 def leave_to_others(draft: Draft, job: Job) -> bool:
-    """Let only jobs of other queues receive the slots that a job is about to give back. Return False if no such job is known to wait."""
+    """Let only jobs of other queues receive the slots that a job will give back. Return False if no such job is known to wait."""
     lines = [line for gate in job.limits if not gate.per and (line := draft.waiting(gate.id))]
     for line in lines:
         others = [entry for entry in line if entry.record is not None and entry.record.header["queue"] != job.queue]
@@ -167,12 +168,12 @@ def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
     """Open or close the gate at which a paused queue's limited jobs wait."""
     record = draft.plain(Kind.GATE, of_pause(queue).id)
     if record is not None:
-        record.header["most"] = int(not is_paused)  # no job takes a slot of this gate
+        record.header["most"] = int(not is_paused)  # this only opens or closes the gate, because no job takes a slot of it
         put(draft, record)
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
-    """Close those of these gates that are rates, so that no job passes them for the next `seconds`."""
+    """Close the rates among these gates, so that no job passes them for `seconds` seconds."""
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:
@@ -204,7 +205,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
 
 
 def record_of(draft: Draft, gate: Gate) -> Plain:
-    """Return a gate's record, or a new one. It's stored while jobs hold slots or wait, its number is set, or its rate is in use."""
+    """Return a gate's record, or a new one. Stores keep it while jobs hold slots or wait, its number is set, or its rate is in use."""
     record = draft.plain(Kind.GATE, gate.id)
     if record is not None:
         return record
@@ -243,8 +244,8 @@ def _wait(draft: Draft, job: Job, record: Plain) -> None:
 
 
 def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
-    """Pay a job's rates. Return True if all of them allow the job to start now. Otherwise pay only the rate that makes it wait longest, for
-    the time at which that rate lets it start, and make the job due then."""
+    """Pay a job's rates, and return True, if all of them allow the job to start now. Otherwise pay only the rate that makes the job wait
+    longest, for the time at which that rate lets the job start. Make the job due then, and return False."""
     due_at, now = job.header["due_at"], draft.now
     is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= to_microseconds(PAYMENT_TTL)
     starts = list[int]()

@@ -81,7 +81,8 @@ def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Oper
 
 
 class _Step:
-    """Builds one step that passes on the slots of all gates, which costs less than several. If it's stale, the general path takes over."""
+    """Builds a single step that passes on the slots of all gates, which costs less than several steps. If it's stale, the general path is
+    taken."""
 
     def __init__(self, paused: set[bytes]) -> None:
         self._paused = paused

@@ -31,7 +31,7 @@ MAX_READ: Final = 10_000
 
 
 def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
-    """Store what a worker has measured since its last record, for the current minute. If the record already exists, change nothing."""
+    """Store a worker's measures since its last record, under the current minute. If the record already exists, change nothing."""
     ref = Ref(Kind.HISTORY, record_id)
 
     def one(draft: Draft, ref: Ref) -> None:

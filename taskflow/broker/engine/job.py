@@ -23,7 +23,7 @@ from taskflow.model.verdict import RunError, append_error
 
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A job's `sent` body, decoded: the parts of an envelope on which no store bases a decision. `joins` holds the ids of `joined`."""
+    """A job's `sent` body, decoded: the parts of an envelope that no store interprets. `joins` consists of the ids in `joined`."""
 
     extras: bytes | None = None
     key: bytes | None = None
@@ -43,7 +43,9 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class State(msgspec.Struct, omit_defaults=True, gc=False):
     """A job's `state` body, decoded. Texts are UTF-8 that may contain lone surrogates. Field names are short because each job stores them.
 
-    `progress`      the epoch of the run that reported it, and the progress, which is valid for this run only
+    `errors`        the errors of earlier runs, as `append_error` packs them
+    `progress`      the epoch of the run that reported it, and the progress, which is valid only for that run
+    `stop`          why the running job was asked to stop
     `waiting`       what a waiting job waits for, other than its time, a worker or a gate
     `behind`        the running job with the same key, which this job waits for
     `spoilt`        a previous state that could not be decoded
@@ -91,7 +93,7 @@ NO_STATE: Final = State()
 _NOT_SENT: Final = Sent()
 _NOTHING: Final[dict[str, Any]] = {}
 encode: Final = msgspec.msgpack.Encoder().encode
-"""Packs a `Sent` or a `State` as it's stored in a record."""
+"""Packs a `Sent` or a `State` in the form in which records store it."""
 
 _sent_in: Final = msgspec.msgpack.Decoder(Sent).decode
 _decode_state: Final = msgspec.msgpack.Decoder(State).decode
@@ -232,7 +234,7 @@ class Job:
 
     @property
     def tenant(self) -> bytes | None:
-        """The job's tenant, or None. Tenants take turns in a queue."""
+        """The digest of the job's tenant, or None. The jobs of a queue's tenants take turns."""
         try:
             return unpack_extras(self.sent.extras).get("fair") if self.has(Flag.FAIR) else None
         except Exception:  # another program may have written any bytes
@@ -269,7 +271,7 @@ class Job:
         self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
 
     def add_awaited(self, n: int) -> None:
-        """Apply an addition to `awaits` in memory, for later decisions. Puts don't write `awaits`, not even a put that `restarts`."""
+        """Apply an addition to `awaits` in memory, for later decisions. Puts still don't write `awaits`, even if they restart the job."""
         self.header["awaits"] += n
         if self.stored is not None:
             self.stored = {**self.stored, "awaits": self.header["awaits"]}
@@ -296,7 +298,7 @@ class Job:
 
     @property
     def run_started_at(self) -> int | None:
-        """When the run started, or when it was claimed if its worker has not reported the start."""
+        """When the run started, or when the job was claimed if the worker has not reported the start. None if no worker has claimed it."""
         started_at: int | None = self.header["started_at"]
         claimed_at: int | None = self.header["claimed_at"]
         return claimed_at if started_at is None else started_at
@@ -318,7 +320,7 @@ class Job:
 
     @classmethod
     def lease_of(cls, record: Record, now: int) -> Lease:
-        """Return the lease on a stored job. This is faster for jobs without a state, as most jobs are."""
+        """Return the lease on a stored job. For jobs without a state, which most jobs are, this is faster than `to_lease`."""
         if record.state is not None or record.damage is not None:
             return cls.of_record(record).to_lease(now)
         header = record.header
@@ -442,7 +444,7 @@ def _flags(envelope: Envelope) -> int:
 
 
 def in_flow(sent: Sent) -> dict[str, Any]:
-    """Return the fields that an envelope has only if its job belongs to a flow, or an empty dict."""
+    """Return the fields that an envelope has only if its job belongs to a flow, or an empty dict if it belongs to none."""
     return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 
 

@@ -21,7 +21,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event, Transition
 
 PAUSED: Final = Ref(Kind.MARK, b"paused jobs")
-"""The record whose state lists the names of the paused jobs. Workers receive them with heartbeats."""
+"""The record whose state lists the names of the paused jobs. Workers receive them in the answers to heartbeats."""
 
 MAX_PAUSED: Final = 100
 MAX_WOKEN: Final = 10_000

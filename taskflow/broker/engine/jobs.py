@@ -41,11 +41,11 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Suc
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
 MAX_ASSUMED: Final = 512
-"""The maximum size in bytes of a payload whose key isn't checked first. Redis would store a larger payload even for a refused job."""
+"""The maximum payload size in bytes of a job whose key isn't checked first. Redis would store a larger payload even for a refused job."""
 
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:
-    """Add jobs in one step. With `assumes_new`, first try without a query, as if no live job had one of their keys."""
+    """Add jobs in one step. With `assumes_new`, first try without a query, as if no live job had one of their keys. Raises StoreFull."""
     if all(map(is_plain, envelopes)) and len({envelope.id for envelope in envelopes}) == len(envelopes):
         are_new: list[bool] | str = yield Add([put_of_plain(envelope) for envelope in envelopes])
         if isinstance(are_new, str):
@@ -95,7 +95,7 @@ def _answer(job_id: bytes, is_new: bool) -> Added | Refused:
 
 
 def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refused]) -> Operation[list[Added | Refused]]:
-    """Correct the answers for known ids: find out whether a call was resent, or clashes with the stored job. Others cost no query."""
+    """Correct the answers for known ids: find out whether a call was resent or clashes with the stored job. Other answers need no query."""
     ids = [answer.id for answer in answers if isinstance(answer, Refused) and answer.because == "id"]
     if not ids:
         return list(answers)
@@ -161,7 +161,7 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
 
 
 def _is_native(success: Settlement) -> bool:
-    """Return True if `succeed` can apply a success to its flow: at most one job awaits the job, and the result is small."""
+    """Return True if `succeed` can apply a success to its flow: at most one job awaits this job, and only a small result is kept."""
     if success.awaited_by is None:
         return not success.notes
     assert isinstance(success.verdict, Succeeded)
@@ -170,7 +170,7 @@ def _is_native(success: Settlement) -> bool:
 
 def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:
     """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once the transaction has committed, `settle`
-    returns COMMITTED."""
+    returns COMMITTED for this run."""
     refs = [Ref(Kind.JOB, settlement.id), *(ref for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up))]
     [settled] = yield from decide([settlement], _complete, rules, refs, scans=MOVE_SCANS)
     return settled
@@ -263,7 +263,7 @@ MAX_NOTES_BYTES: Final = 4 << 20
 
 
 def notes(job_id: bytes, first: int) -> Operation[Notes]:
-    """Return results and failures that a job in a flow received, from input `first` on. A second query reads large ones."""
+    """Return the results and failures that a job in a flow received, from input `first` on. Large ones require a second query."""
     after = (job_id if first <= 0 else numbered(job_id, first - 1),)
     seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
     records, size = list[StoredRecord](), 0

@@ -27,7 +27,6 @@ MAX_COUNTED: Final = 1_000
 MAX_CROWDED: Final = 200
 """The maximum number of gates whose waiting jobs are counted. Each other gate with waiting jobs counts as having one."""
 
-
 MAX_SHOWN: Final = 10
 """The maximum number of holders, and of the next jobs, that are listed for a gate."""
 
@@ -38,8 +37,8 @@ Found = list[tuple[Plain, Gate]]
 
 
 def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitRecord]]:
-    """Return the gates of one limit, of one job, or of all limits that are in use or whose number was set. The gates with the most waiting
-    jobs come first."""
+    """Return the gates of one limit or of one job. If both are None, return those of all limits that are in use or have a set number. The
+    gates with the most waiting jobs come first."""
     found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     scans = [Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded]
@@ -111,8 +110,8 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Set a gate's number. With `is_set`, it overrides the numbers that senders declare, until it's set again. Jobs that can now pass the
-    gate become READY."""
+    """Set a gate's number to `gate.most`. With `is_set`, it then overrides the numbers that senders declare; otherwise they may change it.
+    Jobs that can now pass the gate become READY."""
 
     def one(draft: Draft, gate: Gate) -> None:
         record = gates.record_of(draft, gate)

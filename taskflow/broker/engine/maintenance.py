@@ -38,8 +38,8 @@ MIN_IDLE: Final = 10_000_000
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
-    """Make the changes that are due, to about `limit` jobs. With `ends`, also return registered ends. One query shows which kinds of
-    changes are due; most calls find none."""
+    """Make the changes that are due, to about `limit` jobs. With `ends`, also return the registered ends: see `take_ends`. One query shows
+    which kinds of changes are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit), (("holding", ()),))
     offered, _, dying, gone, expiring, rolling, to_admit, opened, rates, used, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
@@ -249,7 +249,6 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
     """Remove the oldest registered ends (of jobs that ended without a settlement), and return the jobs' ids. If there are too many, drop
     the surplus first. Also return how many were dropped."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
-
     surplus = max(0, len(seen.scans[0]) - rules.max_ends)
     refs = [entry.ref for entry in seen.scans[0][: surplus + MAX_ENDS]]
     taken = yield from decide(refs, _forget, rules, refs, locked=False)

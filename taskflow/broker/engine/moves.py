@@ -125,7 +125,7 @@ def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
 
 
 def enter(draft: Draft, job: Job, event: Event) -> None:
-    """Make a job HELD, SCHEDULED or READY, depending on what it awaits, its due time and its gates. Ignore `awaits` if it's RUNNING."""
+    """Make a job HELD, SCHEDULED or READY, depending on what it awaits, its due time and its gates. If it's RUNNING, ignore `awaits`."""
     due_at = job.header["due_at"]
     if job.status != RUNNING and (job.header["awaits"] > 0 or job.has(Flag.BEHIND)):
         move(draft, job, event, HELD)
@@ -193,7 +193,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
 
 
 def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
-    """Take back a job that its worker hasn't started. It must pass its gates again, including `limits` that its sender didn't know."""
+    """Take back a job that its worker hasn't started. It must pass its gates again, and those in `limits` that its sender didn't know."""
     if job.state.stop is not None or _successor(draft, job) is not None:
         requeue(draft, job, Transition(Event.HAND_BACK, job.counters))
         return
@@ -248,8 +248,8 @@ def finish(
     is_settled: bool = False,
     by: flows.Action | None = None,
 ) -> None:
-    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows about the end, and `by` is the
-    action on its flow that ends the job."""
+    """End a job, free its key, and release the jobs that await it. `keep` is in seconds, or None for the status's default. `is_settled` is
+    True if the job's worker knows about the end, and `by` is the action on its flow that ends the job."""
     move(draft, job, event, CODES[status])
     if by is None and job.sent.member is not None and job.state.cancelled_by is None and status is Status.CANCELLED and keep is None:
         keep = draft.rules.keep_failed  # for as long as the jobs cancelled along with it, because its retry restores them
@@ -271,7 +271,7 @@ def finish(
 
 
 def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
-    """Free the key of a job that has ended. If another job waits behind it, release that job and give it the key."""
+    """Free the key of a job that has ended. If another job waits behind it, give that job the key, and release it if it awaits nothing."""
     record = None if key is None else draft.plain(Kind.KEY, key)
     if record is None:
         return

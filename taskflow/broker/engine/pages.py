@@ -21,10 +21,10 @@ AT_ONCE: Final = 200
 
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
-    """List up to `limit` jobs that match a view, in the order of their positions, after examining at most `most` jobs."""
+    """List up to `request.limit` jobs that match the view, in the order of their positions. Examine at most `request.most` jobs."""
     listed, examined, after = list[tuple[Callable[[], Record], Position]](), 0, request.after
     while True:
-        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # may exceed `limit` if some didn't match
+        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # if some didn't match, read more at once
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)
@@ -88,7 +88,7 @@ def _shown(status: Status | None, entry: Entry) -> Position:
 
 
 def _is_at(status: Status | None, entry: Entry) -> bool:
-    """Return False for an outdated entry of an ended job. Redis leaves one if it can't read the job, and therefore ends it as FAILED."""
+    """Return False for an outdated entry of an ended job. Redis leaves one behind when it ends an unreadable job as FAILED."""
     record = entry.record
     assert record is not None
     return status not in ENDED or record.damage is not None or record.header["ended_at"] == entry.position[-2]
@@ -106,7 +106,7 @@ def _negative(value: int | bytes | str) -> int:
 
 
 def matches(job: Job, view: View, now: int) -> bool:
-    """Return True if a job is still kept and matches the view, apart from its tag."""
+    """Return True if a job is still kept and matches the view. The view's tag isn't checked."""
     header = job.header
     before = None if view.ended_before is None else now - to_microseconds(view.ended_before)
     return (
@@ -125,7 +125,7 @@ _MERGED: Final = frozenset((*ENDED, Status.SCHEDULED))
 
 
 def _read_merged(status: Status, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Read like `_read`, merging the jobs of all queues: the earliest due time first, or the latest end first."""
+    """Like `_read`, but merge the jobs of all queues: the earliest due time first, or the latest end first."""
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))

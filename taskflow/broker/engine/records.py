@@ -94,7 +94,7 @@ class Field(NamedTuple):
 
 
 class Flag:
-    """Facts about a job's body that hot operations (a store's fast paths) need. They're plain integers for the same reason as kinds."""
+    """Facts about a job that hot operations (a store's fast paths) need. They're plain integers for the same reason as kinds."""
 
     KEYED: Final = 1
     AWAITED: Final = 2
@@ -202,9 +202,9 @@ class Index(NamedTuple):
     """An index of the records of one kind. The engine ensures that positions are unique and that no field of a position is None.
 
     `when`    a condition on the header. Its syntax is common to SQL and Python, except for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
-    `at`      the fields of an entry's position, in order; "-x" descends. "id" is the record's id
+    `at`      the fields of an entry's position, in order; "-x" sorts in descending order. "id" is the record's id
     `entries` the type of the values, if a record has one entry for each value that its put lists; a position begins with the value
-    `groups`  how many leading fields of the position are counted
+    `groups`  how many leading fields of the position form a group, whose entries are counted
     `listed`  False if entries are only counted
     `counted` False if a group has only its first position: its size is 0, and its last position None
     """

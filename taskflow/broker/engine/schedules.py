@@ -27,7 +27,7 @@ MAX_DECLARED: Final = 10_000
 
 
 class Declaration(msgspec.Struct, array_like=True):
-    """A session's declaration of a schedule. `since` is the instant from which the session's age counts."""
+    """A session's declaration of a schedule. `since` is the instant from which the session's age counts, in microseconds since 1970."""
 
     since: int
     session: bytes
@@ -181,8 +181,8 @@ def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refu
 
 
 def _add(draft: Draft, state: ScheduleState, firing: Firing, added: set[bytes]) -> Added | Refused:
-    """Add the firing's job or flow, and return the answer for its last job. A flow that runs alone is refused while the last one is alive.
-    `added` collects the flows that this operation adds, because no scan shows them yet."""
+    """Add the firing's job or flow. Return the answer for the job, or for the flow's last job. If `is_alone`, refuse a flow while the flow
+    before it has live jobs. `added` collects the flows that this operation adds, because no scan shows them yet."""
     last = firing.envelopes[-1]
     if last.member is None:
         return moves.add(draft, last)

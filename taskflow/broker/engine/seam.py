@@ -30,7 +30,7 @@ The engine writes only job headers with these properties. A store may refuse oth
   [full]       A step is Full if an addition, together with earlier ones of the call, would exceed its bound. If the call `grows`, a step
                is also Full if the store has no room for its new jobs.
   [indexed]    A record is in each index whose condition its header meets, and its entry changes at the same instant as the record. Entries
-               ascend by number, by code point of names, and by byte. A shorter position precedes all positions that begin with it.
+               are sorted by number, by the code points of names, and by byte. A shorter position precedes all that begin with it.
   [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
                `counted`, a group has a first position only. A store may count many groups in portions.
   [unread]     A record is loaded, put and dropped whatever bytes it contains. An unreadable header sets `damage` on its own record only.
@@ -211,11 +211,12 @@ Answer = Applied | Stale | Locked | Full
 
 
 class Scan(NamedTuple):
-    """Selects at most `limit` entries of the index named `of`.
+    """Selects at most `limit` entries of an index.
 
-    `prefix`        the first fields of their positions; in an index with `entries`, positions begin with the entry's value
-    `after`         entries after this position, in the direction of the scan
-    `until`         entries up to this position, inclusive
+    `of`            the name of the index
+    `prefix`        the first fields of the entries' positions; in an index with `entries`, positions begin with the entry's value
+    `after`         the position after which the entries begin, in the direction of the scan; None to begin at the first
+    `until`         the position at which the entries end, inclusive; None for no end
     `with_records`  False to get positions and refs only
     """
 
@@ -318,7 +319,7 @@ class Fade(NamedTuple):
 class Run(NamedTuple):
     """A run that succeeded. `ran_for` and `keep_for` are in microseconds. `key` is the id of the record of the job's key.
 
-    `awaited_by` is the only job that awaits this one. `note` is the id under which the result is stored for it, or empty if it takes none.
+    `awaited_by` is the only job that awaits this one. `note` is the id under which that job gets the result, or empty if it takes none.
     """
 
     id: bytes
@@ -336,7 +337,7 @@ class Run(NamedTuple):
 class Ended(NamedTuple):
     """The answer to `succeed`.
 
-    `answers`   for each run: True if it took effect now or before, False for another fence, None for a job with ties
+    `answers`   for each run: True if it was ended now or before, False if its fence is outdated, None if its job has ties
     `released`  the jobs named as `awaited_by` that await nothing any more and aren't READY, or that don't exist
     """
 

@@ -18,6 +18,7 @@ OUTAGE: Final = Ref(Kind.MARK, b"outage")
 class SessionBody(msgspec.Struct, array_like=True):
     """The fields of a session that aren't in its header.
 
+    `about`    the fields that stores only display: see `Session.pack_about`
     `boot`     the boot from which its steady times count
     `died_of`  for a dead session: why each of its leases counts as a crash, in UTF-8; None if they are handed back
     """
@@ -31,9 +32,9 @@ class SessionBody(msgspec.Struct, array_like=True):
 class Outage(msgspec.Struct, array_like=True):
     """A period of more than two thirds of a session's ttl in which no session sent a heartbeat. Its times are by the steady clock.
 
-    `began`  the last heartbeat before it
-    `noted`  when it was noticed
-    `until`  the last moment known to be without a heartbeat
+    `began`  the time of the last heartbeat before the period
+    `noted`  when the outage was noticed
+    `until`  the latest time that is known to belong to the period
     """
 
     began: int
@@ -42,7 +43,7 @@ class Outage(msgspec.Struct, array_like=True):
 
 
 Outages = list[Outage]
-"""The last outages since a boot, oldest first."""
+"""The last outages since the boot, oldest first."""
 
 MAX_OUTAGES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -102,9 +103,10 @@ def outages_of(draft: Draft) -> Outages:
 
 
 def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
-    """Register an outage if no session has sent a heartbeat for two thirds of `ttl`. `pulse` is the steady time of the last heartbeat.
+    """Register an outage if no session has sent a heartbeat for two thirds of `ttl`. Return all outages that are known.
 
-    A heartbeat hides the silence before it, so the step that writes the heartbeat also registers the silence.
+    `pulse` is the steady time of the last heartbeat, or None. A heartbeat hides the silence before it, so the step that writes the
+    heartbeat also registers the silence.
     """
     outages = outages_of(draft)
     if pulse is None:

@@ -31,14 +31,14 @@ MAX_LEASES: Final = 100_000
 """The maximum number of leases of one session that a heartbeat checks."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
-"""Finds the last heartbeats of all sessions. A dead session's heartbeat counts too, because it shows that the store was available."""
+"""Finds the latest heartbeats of any sessions. Those of dead sessions count too, because they show that the store was available."""
 
 MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
 """The sessions that lapse first, and those that lapse last. After a reboot, the latter date from before the reboot."""
 
 LAPSED: Final = Scan("lapsing", 1)
-"""The first of `LAPSING`. Heartbeats and registrations check whether it has lapsed."""
+"""Finds the session that lapses first. Heartbeats and registrations check whether it has lapsed."""
 
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
@@ -48,8 +48,8 @@ def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
 
 
 def _least_ttl(draft: Draft, ttl: int) -> int:
-    """Return `ttl`, or the ttl of the first session if that has lapsed and its ttl is shorter: the new heartbeat hides the silence in which
-    that session lapsed."""
+    """Return `ttl`, or the ttl of the session that `LAPSED` found if that session has lapsed and its ttl is shorter. The reason is that the
+    new heartbeat hides the silence in which that session lapsed."""
     first = draft.seen.scans[len(MOVE_SCANS) + 1]
     header = first[0].record.header if first and first[0].record is not None else {}
     return min(ttl, header["ttl"]) if header and header["lapses_at"] <= draft.steady else ttl
@@ -68,7 +68,7 @@ def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
 
 
 def register(session: Session, rules: Rules) -> Operation[tuple[str, ...]]:
-    """Add a session, or update the description of a known one. Return the names of the paused jobs. Raises SessionLost if it's dead."""
+    """Add a session, or update the description of a known one. Return the paused job names. Raises SessionLost if the session is dead."""
 
     def one(draft: Draft, session: Session) -> tuple[str, ...] | None:
         beats = _of_this_boot(draft, draft.seen.scans[len(MOVE_SCANS)])
@@ -280,7 +280,7 @@ def lapsing(draft: Draft) -> list[Plain]:
 def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
     """Mark a session as dead. `died_of` is the reason why its leases count as crashes, or None if they are handed back.
 
-    The session's body stores it for the later calls that release the leases.
+    The session's body stores the reason for the later calls that release the leases.
     """
     session.header |= {"dead_at": draft.now, "is_released": 0}
     set_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))
@@ -320,7 +320,6 @@ def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operati
 
 
 def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:
-
     def one(draft: Draft, session_id: bytes) -> None:
         session = draft.plain(Kind.SESSION, session_id)
         if session is not None and session.header["dead_at"] is not None and not session.header["is_released"]:

@@ -1,4 +1,4 @@
-"""Turns: tenants that share a line have their jobs run in turn, however many jobs each tenant has sent.
+"""Turns: tenants that share a line take turns, however many jobs each tenant has sent.
 
 A line contains jobs of one priority: the READY jobs of a queue, or the jobs that wait at a gate. It's ordered by `due_at`. For a job with a
 tenant, `due_at` is a place instead of a time: the place of the line's first job, or the next place after the tenant's last job if that is
