@@ -32,7 +32,7 @@ Work = Callable[[App, argparse.Namespace], Awaitable[int]]
 
 
 def on_store(work: Work) -> partial[int]:
-    """Turn an async function into a command that opens the store that its options name, and closes the store at the end."""
+    """Turn an async function into a command, which opens the store that the options name, and closes the store at the end."""
     return partial(with_store, work)
 
 

@@ -35,7 +35,7 @@ SEND_TIMEOUT: Final = 1.0
 RECHECK_INTERVAL: Final = 1.0  # maximum seconds before a worker that has failed its health check is checked again
 
 FACTS_INTERVAL: Final = 5.0  # seconds between two reports of what a worker has counted
-MAX_PART: Final = 1_500  # maximum characters of such counts per line
+MAX_PART: Final = 1_500  # maximum characters of packed counts per line
 PARTS_AT_ONCE: Final = 16  # the number of lines sent before a pause, so that other reports still fit into the socket's buffer
 PARTS_PAUSE: Final = 0.05
 MAX_ENDED: Final = 50  # maximum number of ended workers' reports that wait to be added up
@@ -206,7 +206,7 @@ class Fleet:
                 self.has_worked = True
             case ["facts", number, count, part]:
                 parts = self._parts.setdefault(pid, [])
-                with self._lock, contextlib.suppress(ValueError):  # a job has written to a file descriptor that is not its own
+                with self._lock, contextlib.suppress(ValueError):  # a job has written to one of taskflow's file descriptors
                     del parts[int(number) :]
                     if len(parts) == int(number):  # otherwise a line was lost
                         parts.append(part)

@@ -121,8 +121,8 @@ _NOT_PASSED_ON = {
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return this process's command line without `--broker`. If another program runs the command in its own
-    process, the line becomes `python -m taskflow …`, with these arguments."""
+    """Return this process's command line without `--broker`. If other code called `main`, return a
+    command line for `python -m taskflow` with the same arguments."""
     how = program or sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if not program and (argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]):
         how = ["-m", "taskflow"]

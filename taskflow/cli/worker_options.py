@@ -119,4 +119,4 @@ SETTINGS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "concurrency": _count,
     "processes": _processes,
 }
-"""For each setting, the function that checks and converts its value. It gets the setting's source for its error messages."""
+"""For each setting, the function that checks and converts its value. The function gets the setting's source for its error messages."""

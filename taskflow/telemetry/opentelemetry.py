@@ -19,7 +19,7 @@ from taskflow.model.verdict import Discarded, Failed, Retried, Verdict
 from taskflow.worker.measuring import name_of
 
 PARENT_FOR: Final = 60.0
-"""If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces with links to it."""
+"""If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces, linked to it."""
 
 MAX_HEADER: Final = 1_024
 """The maximum length of a context header. Longer headers, such as large baggage, aren't sent with the job."""

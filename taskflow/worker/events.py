@@ -107,7 +107,7 @@ class SessionOpened(WorkerEvent, frozen=True):
 
 
 class SessionEnded(WorkerEvent, frozen=True):
-    """The broker or the worker has ended the session. `is_followed` is False if the worker is finishing or winding down: none follows."""
+    """The broker or the worker has ended the session. `is_followed` is False if no other begins: the worker finishes or winds down."""
 
     name: str
     why: str

@@ -458,7 +458,7 @@ class Executor:
 
 
 def end_forked_process() -> NoReturn:
-    """End this process, which a job forked and in which it then returned or raised. Otherwise, it would continue as a second worker."""
+    """End this process: a job forked it, and then returned or raised in it. Otherwise, the process would continue as a second worker."""
     log_safely(log.error, "a job has returned in a process that it forked; ending the process. End forked processes with os._exit()")
     os._exit(1)
 

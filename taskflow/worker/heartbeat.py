@@ -46,8 +46,8 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 @dataclass(eq=False)
 class Heartbeat:
-    """Sends a session's heartbeats. In the session's loop, it calls `on_answer` with each answer and the time of its heartbeat, and
-    `on_lost` with the reason. `beaten_at` is when the last answer arrived, `tried_at` when the last attempt ended (monotonic clock).
+    """Sends a session's heartbeats. In the session's loop, it calls `on_answer` with each answer and the time when its heartbeat was sent,
+    and `on_lost` with the reason. `beaten_at` is when the last answer arrived, `tried_at` when the last attempt ended (monotonic clock).
 
     One ttl after the last answered heartbeat was sent, an attempt in progress is cancelled, and the session is given up. In the store, it
     lapses one ttl after that heartbeat arrived. Only an attempt that begins later, after the process was suspended, may still succeed."""

@@ -35,12 +35,12 @@ class HeldLease:
     progress: Progress | None = None
     reported: object = NOTHING_YET  # the progress in the last heartbeat
     on_report: Callable[[], None] | None = None  # called, from any thread, when the run has reported progress
-    stop: Callable[[], object] | None = None
+    stop: Callable[[], object] | None = None  # stops the run; None before it begins and after it has ended
     in_thread: asyncio.Future[Any] | None = None  # the future of the run's plain function, if that runs in a thread
-    why_stopped: str | None = None
+    why_stopped: str | None = None  # the reason to stop, as in `executor.CANCELLED`
     asked_at: float | None = None  # when the run was asked to stop
     reminders: int = 0  # how many times the run has been reported as still running
-    is_offered: bool = False
+    is_offered: bool = False  # True once its settlement is queued
     is_held_up: bool = False  # True once its settlement has been set aside, usually because another program's transaction blocks it
     completed: bytes | None = None  # the result with which the run was, or may have been, settled in a transaction
     complete_on: CompleteOn | None = None  # completes the run in a transaction; set by the executor

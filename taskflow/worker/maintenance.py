@@ -229,7 +229,7 @@ class Scheduler:
         return [replace(firing, envelopes=tuple(islice(stamped, len(firing.envelopes)))) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure, unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
+        """Report a failure, unless the schedule's last failure was of the same kind: schedules that don't fire are offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))

@@ -19,8 +19,8 @@ MAX_CONCURRENCY: Final = 100_000
 
 
 class QueueChoice:
-    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If none are named, all take turns.
-    With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves."""
+    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If no queue is named, all take
+    turns. With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves."""
 
     def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:
         weights = dict(weights or {})

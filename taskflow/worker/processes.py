@@ -46,8 +46,8 @@ def supervise(
 ) -> int:
     """Keep the workers running until all have ended for good, and return the exit code. Each worker is a process that runs `command`
     with `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to
-    the broker. `watch` starts a file watch, which makes the workers restart. `on_news` receives each report or exit status with the
-    process's pid, and `on_stop` is called when the supervisor is asked to stop."""
+    the broker. `watch` starts a file watch: when files change, the workers are replaced. `on_news` receives each report or exit status
+    with the process's pid, and `on_stop` is called when the supervisor is asked to stop."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)

@@ -151,7 +151,7 @@ class WorkerSession:
         self.schedules_begun.set()
 
     def _release_unstarted(self) -> None:
-        """Drop the leases whose runs have not started if the session is lost. Otherwise, hand them back, stop runs that wait for a child
+        """If the session is lost, drop the leases whose runs have not started. Otherwise, hand them back, stop runs that wait for a child
         process, and begin the calls of batches that are gathering runs."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:

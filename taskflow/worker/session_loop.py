@@ -177,7 +177,7 @@ class SessionLoop:
 
     def give_up(self, *, is_delivered: bool) -> None:
         """Stop the heartbeat, so that other workers take the jobs, and call `on_stall_limit`. If the loop resumes, a new session begins.
-        `is_delivered` is True if the subscribers have handled the event about this."""
+        `is_delivered` is True if the subscribers have handled StalledForGood."""
         if (current := self.current) is not None:
             current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:

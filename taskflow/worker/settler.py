@@ -84,7 +84,7 @@ class Settler:
         batch = [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]  # the others were lost
         try:
             await self._settle(batch)
-        except BaseException:  # this service may restart (see `Services`), and then drops those that have been answered
+        except BaseException:  # this service may restart (see `Services`); it drops settlements that have been answered
             self._put_back(batch)
             raise
 

@@ -152,7 +152,7 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Decides when to start, signal and replace workers. After events, call `act`. `code` is the exit code, once all is done."""
+    """Decides when to start, signal and replace workers. After events, call `act`. `code` is the exit code, None until the end."""
 
     def __init__(self, options: SupervisorOptions, processes: ProcessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self.code: int | None = None
@@ -346,7 +346,7 @@ class Supervisor:
     def _record_session(self, worker: WorkerProcess, session: str) -> None:
         try:
             worker.sessions.append(bytes.fromhex(session))
-        except ValueError:  # a job has written to a file descriptor of taskflow
+        except ValueError:  # a job has written to one of taskflow's file descriptors
             return
         if worker.works_since is None:
             worker.works_since = self._clock()

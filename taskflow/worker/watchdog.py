@@ -66,7 +66,7 @@ def shown(lines: list[Line]) -> str:
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """Return the run whose code the event loop is executing, in the run's task or in one that the run started. None if no run is."""
+    """Return the run, if any, whose code the event loop is executing, in the run's task or in one that the run started."""
     task = asyncio.current_task(loop)
     if task is None:
         return None

@@ -69,12 +69,12 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def record_begin(self, session: bytes) -> None:
-        """Record when the store registered the session. Jobs that fail without a run after that time count as failures of this drain."""
+        """Record when the store registered the session. From then on, jobs that fail without a run count as failures of this drain."""
         workers = await self._broker.admin.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that ended as FAILED without a run after the session was registered: unreadable jobs in any queue, and poison in
+        """Count the jobs that have ended as FAILED, without a run, since `record_begin`: unreadable jobs in any queue, and poison in
         the worker's queues. This examines at most `MAX_SEARCHED` failed jobs."""
         if self._began_at is None:
             return 0

@@ -272,7 +272,7 @@ def _foreign(annotation: Any) -> Shape:
     def write(value: Any, levels: int) -> Any:
         try:
             wire = write_any(adapter.dump_python(value, mode="json"), levels)
-            same = adapter.validate_python(read_any(wire, levels)) == value  # a masked secret isn't valid JSON for its type
+            same = adapter.validate_python(read_any(wire, levels)) == value  # not for a secret, which pydantic masks
         except ShapeError:
             raise
         except Exception as error:
@@ -345,7 +345,7 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True unless dataclasses or attrs compiled `__init__` from text (its file is, say, "<string>") and there is no `__new__`."""
+    """Return True if the class has a handwritten `__init__` or `__new__`. A generated `__init__` has a file name such as "<string>"."""
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 

@@ -103,7 +103,7 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if they cannot be hashed or compared, or too many hashes are equal."""
+    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if values can't be hashed or compared, or too many have one hash."""
     try:
         if len(values) > UNCHECKED_KEYS and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)

@@ -95,7 +95,7 @@ def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
 
 
 def _unresolved(error: NameError | AttributeError, annotations: Mapping[str, Any], prefix: str) -> Unresolved:
-    """Return the Unresolved for an undefined name. A text search finds the annotation that uses it, because `error` has only the name."""
+    """Return an Unresolved for an undefined name. A text search finds the annotation that uses it, because `error` has only the name."""
     missing = error.name or str(error)
     owners = [name for name, annotation in annotations.items() if missing in str(annotation)]
     return Unresolved(missing, prefix + (owners[0] if owners else "signature"))

@@ -32,7 +32,7 @@ _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Faile
 
 
 class ProtocolError(Exception):
-    """The received bytes are not a message: a job has probably written to a descriptor of taskflow."""
+    """The received bytes are not a message: a job has probably written to one of taskflow's file descriptors."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -175,6 +175,6 @@ class CannotStart(ChildFailed):
 
 
 class ChildDied(ChildFailed):
-    """The child died, for example because of a segfault, a call to `os._exit()` or an out-of-memory kill, or broke the protocol."""
+    """The child broke the protocol and was killed, or it died, for example because of a segfault, `os._exit()` or an out-of-memory kill."""
 
     __module__ = "taskflow"

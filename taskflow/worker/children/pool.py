@@ -101,7 +101,7 @@ class ChildPool:
         return child
 
     def _warm(self) -> Child | None:
-        """Return the most recently used idle child, or None if none is idle. The others may time out."""
+        """Return the most recently used idle child, or None if none is idle. This lets the others time out."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -110,7 +110,7 @@ class ChildPool:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. While the machine is short of resources, try again for `start_within` seconds, to save the job an attempt."""
+        """Start a child. While the machine is short of resources, try again for `start_within` seconds: it's no failure of the job."""
         spec, within = ChildSpec(self._handshake(), self._options, self._emit, self._start_thread), self._options.start_within
 
         def note(error: Exception, times: int) -> None:
@@ -172,7 +172,7 @@ class ReservedChild:
 
     @contextlib.contextmanager
     def soft_stop(self, context: JobContext, policy: Policy) -> Iterator[None]:
-        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace period, if any."""
+        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace period (if any)."""
         holding, kill, timers = self._holding, self._holding.stop, list[asyncio.TimerHandle]()
 
         def stop() -> None:

@@ -343,7 +343,7 @@ class Child(asyncio.Protocol):
             self._transport.close()
 
     def _watch(self) -> None:
-        """Watch the process itself, because another one that it forked may keep the connection open. Raises CannotStart."""
+        """Watch for the child's end. The connection may stay open then, in a process that the child forked. Raises CannotStart."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not on Linux, or not permitted

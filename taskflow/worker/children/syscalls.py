@@ -43,7 +43,7 @@ def die_before_parent() -> None:
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """In forked processes, restore the default handlers of `HANDLED` signals whose handlers are ours: these need our event loop."""
+    """In forked processes, restore the default handlers of `HANDLED` signals if `is_ours(handler)`: our handlers need the event loop."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
