@@ -368,7 +368,7 @@ async def recorded(
     except BaseException as error:
         if not isinstance(error, Exception):
             doing.stopped = why if (why := str(error)).startswith(STOPPED) else "interrupted"
-        elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # otherwise the action was refused
+        elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # the failed call may have taken effect
             doing.stopped = f"{type(error).__name__}: {error}"
         raise
     finally:

@@ -176,7 +176,7 @@ class JobContext:
     def cancelled(self) -> threading.Event:
         """An event that is set when the run is asked to stop. Plain functions should check it: cancelling a run doesn't stop its thread."""
         if self._cancelled is None:
-            with _making:  # the event loop may read it while a thread creates it
+            with _making:  # the event loop may read the event while a thread creates it
                 self._cancelled = self._cancelled or threading.Event()
         return self._cancelled
 
@@ -284,7 +284,7 @@ class Discard(JobException):
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)
-        self.reason = str(reason)  # users pass exceptions too
+        self.reason = str(reason)  # users also pass exceptions as the reason
 
 
 class Cancel(JobException):
@@ -292,7 +292,7 @@ class Cancel(JobException):
 
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)
-        self.reason = str(reason)  # users pass exceptions too
+        self.reason = str(reason)  # users also pass exceptions as the reason
 
 
 name_as_public({"Retry": Retry, "Snooze": Snooze, "RateLimited": RateLimited, "Discard": Discard, "Cancel": Cancel})

@@ -83,7 +83,7 @@ class DeclaredKey:
             raise ValueError(f"{self._of_job()}: {field.text}: {found}") from None if is_secret else error
         if value is None:
             raise TypeError(f"{self._of_job()}: {field.text} is None: add a text for None, as in {{{field.written}?none}}")
-        raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # not the value, which may be secret
+        raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # the value may be secret
 
     def _of_job(self) -> str:
         return f"key={self.template!r} of {self._job_name}"

@@ -100,7 +100,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
     @overload
     def partial(self: _Binds[A, Q, R], /, *args: Q.args, **kwargs: Q.kwargs) -> Link[A, R]: ...
-    @overload  # the first argument is given by name, so the type of the free one is not known
+    @overload  # the first argument is given by name, so the type of the parameter that takes the result is not known
     def partial(self, /, **kwargs: Any) -> Link[Any, R_co]: ...
     def partial(self, /, *args: Any, **kwargs: Any) -> Link[Any, Any]:
         """Return a link for a flow: ``fetch.bind(url) | store.partial("bucket")`` calls ``store(result, "bucket")``.
@@ -169,7 +169,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         resolved = self._current()
         if resolved.declared_key is None:
             return super()._renewed(envelope)
-        # `key_text` lacks the secrets of a declared key, so its digest is computed from the arguments
+        # `key_text` lacks the secrets of a declared key, so the key's digest is computed from the arguments
         key = resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(*self.codec.decode_arguments(envelope.payload)))
         more = {**resolved.envelope, **key, "limits": envelope.limits, "fair": envelope.fair}
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)

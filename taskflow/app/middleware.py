@@ -65,7 +65,7 @@ class EnqueueCall:
         missing.
         """
         if self._arguments is None:
-            if self._job is None:  # then all arguments are given by name
+            if self._job is None:  # then callers give all arguments by name
                 self._arguments = MappingProxyType(decode_value(self._envelope.payload) if self._given is None else self._given[1])
             elif self._envelope.member is not None and self._envelope.member.takes is not None:
                 self._arguments = self._job.arguments_beside(self._envelope.member.takes, self._envelope.payload)

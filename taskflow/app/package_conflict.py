@@ -16,7 +16,7 @@ def advice_if_mixed() -> str | None:
 
 def advice() -> str | None:
     """Return advice if OpenStack's package is installed anywhere, else None."""
-    from importlib.metadata import PackageNotFoundError, version  # not needed when a worker starts
+    from importlib.metadata import PackageNotFoundError, version  # imported here, because a starting worker doesn't need it
 
     try:
         theirs = version("taskflow")

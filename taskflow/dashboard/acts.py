@@ -135,7 +135,7 @@ class StartedAction:
     def __init__(self, target: Target, by: str, reason: str) -> None:
         self.target = target
         self.by = by
-        self.rollout: Rollout | None = None  # of an action in stages
+        self.rollout: Rollout | None = None  # only for an action in stages
         self.problem = ""
         self.is_stopped = False
         self._result = ActionResult()

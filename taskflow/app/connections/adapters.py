@@ -33,7 +33,7 @@ class ConnectionAdapter:
 
 
 class SyncAdapter(ConnectionAdapter, ABC):
-    """A connection that is used without `await`."""
+    """Adapts a connection that is used without `await`."""
 
     def begin(self) -> None:  # most drivers begin in time
         """Begin a transaction if the driver would begin it only before the first statement that writes, which is too late."""
@@ -43,7 +43,7 @@ class SyncAdapter(ConnectionAdapter, ABC):
 
 
 class AwaitedAdapter(ConnectionAdapter, ABC):
-    """A connection that is used with `await`."""
+    """Adapts a connection that is used with `await`."""
 
     is_awaited = True
 
@@ -52,7 +52,7 @@ class AwaitedAdapter(ConnectionAdapter, ABC):
 
 
 class RunSyncAdapter(ConnectionAdapter, ABC):
-    """A connection that is used with `await`, and runs synchronous code against the synchronous connection that it wraps."""
+    """Adapts a connection that is used with `await`, and passes its synchronous counterpart to synchronous code."""
 
     is_awaited = True
 
@@ -157,7 +157,7 @@ class AiosqliteAdapter(RunSyncAdapter):
     async def run_sync(self, function: Callable[[SyncAdapter], T]) -> T:
         try:
             driver = self.connection._conn
-        except ValueError as error:  # closed
+        except ValueError as error:  # the connection is closed
             raise WrongConnection(str(error)) from error
         return await self.connection._execute(function, SqliteAdapter(driver))  # type: ignore[no-any-return]
 
@@ -172,7 +172,7 @@ def _begins_here(connection: Any) -> bool:
         return False
     if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
         raise _no_transaction("execute BEGIN IMMEDIATE first, or use a connection without autocommit")
-    return getattr(connection, "autocommit", None) is not False  # otherwise sqlite3 has already begun one
+    return getattr(connection, "autocommit", None) is not False  # otherwise sqlite3 has already begun a transaction
 
 
 DRIVERS: Final[Mapping[str, type[SyncAdapter]]] = {
@@ -195,7 +195,7 @@ def by_class_name(connection: object, among: Mapping[str, T]) -> T | None:
 
 
 class SqlAlchemyAdapter(SyncAdapter):
-    """A session or connection of SQLAlchemy. It uses `exec_driver_sql`, where some dialects begin the driver's transaction."""
+    """Adapts a session or connection of SQLAlchemy. It uses `exec_driver_sql`, where some dialects begin the driver's transaction."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "exec_driver_sql") else connection.connection())
@@ -227,7 +227,7 @@ class SqlAlchemyAdapter(SyncAdapter):
 
 
 class AsyncSqlAlchemyAdapter(RunSyncAdapter):
-    """A connection or session of SQLAlchemy's asyncio extension, which passes its synchronous counterpart to synchronous code."""
+    """Adapts a connection or session of SQLAlchemy's asyncio extension."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "run_sync") else connection())  # an async_scoped_session returns a session
@@ -237,7 +237,7 @@ class AsyncSqlAlchemyAdapter(RunSyncAdapter):
 
 
 class DjangoAdapter(SyncAdapter):
-    """A Django connection. Statements go to the driver's connection, because Django would rewrite their placeholders."""
+    """Adapts a Django connection. Statements go to the driver's connection, because Django would rewrite their placeholders."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
