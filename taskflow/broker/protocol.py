@@ -29,9 +29,9 @@ another program's write.
   [key_released] An ended job has no key, however it ended.
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
-  [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. It is released before
-    the operation that ends that run returns, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins`
-    do not release it earlier.
+  [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. The new job is released
+    before the operation that ends that run returns, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in
+    `joins` do not release it earlier.
   [throttle_first] For `throttle` seconds after it was added, a job with `throttle` represents later calls with its key and `throttle`. They
     are Refused because of "key", with its id, even if it has ended, was purged or is forgotten. Other calls see live holders only.
   [debounce_last] With DEBOUNCE, a waiting holder gets the call's payload and opaque fields, tags and expiry. It keeps its id, its queue,
@@ -58,7 +58,7 @@ returns, or by later calls of upkeep.
     of another job of the same scope passes that job's failure on.
   [flow_redo] If an operator retries a job, the jobs that its failure cancelled wait again. Each is HELD until the jobs that it awaits have
     succeeded, and keeps its time and the results that it has. If the flow has another failure, that one cancels them again. A job that
-    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers CANCELLED_AGAIN for jobs that end again in this
+    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` returns CANCELLED_AGAIN for jobs that end again in this
     way. The failure is also taken back from jobs that collect failures, unless they have begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
@@ -165,7 +165,7 @@ returns, or by later calls of upkeep.
 **upkeep** makes up to `limit` moves that have become necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
-  [upkeep_reaps] A session past its ttl is dead for good. Its leases are released as crashes. `next_in` ends when the next one lapses.
+  [upkeep_reaps] A session past its ttl is dead for good. Its leases are released as crashes. `next_in` is no later than the next lapse.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` specifies. A crash does not count as a failure.
@@ -195,7 +195,7 @@ also the ends of running jobs whose worker was lost, has left, or does not know 
     hint for a session with `wants_ends` is 0.
   [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_TTL` seconds as CANCELLED, so that it can be read.
 
-**define** stores definitions of schedules, and answers True for each that was stored and False for each that was refused. If a session
+**define** stores definitions of schedules, and returns True for each that was stored and False for each that was refused. If a session
 is given, it declares the schedules, and its definitions apply only while it lives. Without a session, the schedules are put. A schedule
 never changes from declared to put, or back.
   [schedule_put_repeat] Defining a schedule again with the digest in force changes nothing, except that a session becomes a declarer.
@@ -227,8 +227,8 @@ order.
     firing changes nothing. None is also the answer to a firing without envelopes.
   [schedule_advances] If the envelopes are refused, the schedule still advances. A refusal because of the key is counted as skipped; one
     because of a known id is not counted.
-  [schedule_alone] With `is_alone`, a flow is refused, as because of a key, if a job of the last flow that the schedule has added has not
-    ended. The answer names such a job.
+  [schedule_alone] With `is_alone`, a flow is Refused because of "key" if a job of the last flow that the schedule added has not ended. The
+    answer names such a job.
   [schedule_extra] With `is_extra`, the job or flow is added although the schedule is paused or expects another instant. Its instants and
     its counts stay as they are.
   [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and its schedule does not advance. Other schedules of the

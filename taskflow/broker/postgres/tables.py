@@ -29,7 +29,7 @@ _ROW: Final = {
     Kind.SESSION: "fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0",
     Kind.SCHEDULE: "fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0",
 }
-"""The settings of a table. Jobs are vacuumed when the dead rows exceed 10,000 plus 2 % of the table, in steps so short that a claim hardly
+"""Table settings, by kind. Jobs are vacuumed when the dead rows exceed 10,000 plus 2 % of the table, in steps so short that a claim hardly
 waits for one. The total rate is that of the server's default settings (200 in 2 ms): a higher rate would take processor time and log
 bandwidth from claims and commits."""
 

@@ -154,7 +154,7 @@ class PostgresListener(Listener):
             self._look_again(claiming.topics)
 
     def fail_claim(self, claiming: Claiming) -> None:
-        """Forget the topics, because it is unknown whether the failed claim wrote the listener's note."""
+        """Make the next wait announce the topics again, because the failed claim may not have written the listener's note."""
         self._noted.add(claiming.note)
         self._disarm()
 

@@ -87,7 +87,7 @@ class RedisBroker(EngineBroker):
         return f"<RedisBroker {self.server} {self._namespace!r}>"
 
     async def run(self, operation: Operation[T]) -> T:
-        """Run an operation, and return its answer. Each store call that it yields is one script."""
+        """Run an operation, and return its answer. Each store call that the operation yields is one script."""
         return await self._contention.run(operation, self.store.perform, self._run_in_turn)
 
     async def _run_in_turn(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
@@ -191,7 +191,7 @@ class RedisBroker(EngineBroker):
         return records
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        """Make the moves that have become necessary. The first query also requests a wake-up for when an earlier due time is added."""
+        """Make the moves that have become necessary. The first query also requests a wake-up in case an earlier due time is added."""
         listener = self._per_loop.here().listener
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)
@@ -277,8 +277,8 @@ class RedisBroker(EngineBroker):
         return await self._per_loop.here().pool.ask(*command)
 
     async def _check_server(self, *, creates: bool) -> None:
-        """Raise BrokerRefused if the server or the stored layout is unsuitable. If nothing is stored yet and `creates` is False, write
-        nothing, so that the next call checks again."""
+        """Raise BrokerRefused if the server or the stored layout is unsuitable. If nothing is stored yet and `creates` is False,
+        nothing is written, and the next call checks again."""
         server_info = await self.server_info()
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:

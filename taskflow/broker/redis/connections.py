@@ -120,7 +120,7 @@ class ConnectionPool:
         return await self._over(await self._connected(), commands, each)
 
     async def _ask_apart(self, commands: Sequence[Command]) -> Any:
-        """Send commands over a connection that no other call uses meanwhile, and return the reply to the last command before WAITAOF.
+        """Like `_ask`, but use a connection that no other call uses meanwhile, and return the reply to the last command before WAITAOF.
 
         While a call waits for the server's disk, the server answers nothing else on its connection. Such calls may share one write to disk.
         """
@@ -190,7 +190,7 @@ _ON_DISK: Final = ("WAITAOF", 1, 0, SYNC_TIMEOUT)
 
 
 def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
-    """Return the first error, or the reply to the last command before WAITAOF. The errors include
+    """Return the first error, or else the last reply, not counting that to WAITAOF. The errors include
     a failure to write to disk in time. After any of them, the connection can still be used."""
     for reply in replies:
         if isinstance(reply, Exception):

@@ -166,7 +166,7 @@ def is_possible(run: Run) -> bool:
 _FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
 _BY_STORE: Final = {kind: [field for field in fields if field.owner is Owner.STORE] for kind, fields in HEADERS.items()}
 _BARE: Final = frozenset(kind for kind in HEADERS if not any(index.kind == kind for index in INDEXES) and not _BY_STORE[kind])
-"""The kinds whose new records the scripts only copy."""
+"""The kinds without indexes and without fields that the store sets. Scripts store new records of these kinds as they are sent."""
 
 _OF_PLAIN: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits"})
 _SESSION_TOPIC: Final = "session:"
@@ -312,7 +312,7 @@ _WRITTEN: Final = {
     for kind, fields in HEADERS.items()
     for restarts in (False, True)
 }
-"""The fields that puts write, with their places in a header's array, from 1."""
+"""The fields that a put writes, by kind and `restarts`, with their places in a header's array, from 1."""
 
 
 def _changes(put: Put) -> tuple[list[Any], list[Any]]:
@@ -333,7 +333,6 @@ _APPLIED: Final = Applied()
 
 
 def answer_of(packed: Any, steps: Steps) -> Answer:
-    """Decode the answer to a step."""
     if packed == b"o":
         return _APPLIED
     if isinstance(packed, list):

@@ -155,7 +155,7 @@ def _take_names(header: dict[str, Any], names: bytes) -> str | None:
 
 _EXTRA: Final = struct.Struct(">8Q16s12sHHHHHIII")
 _AT_A_GATE: Final = b"".join([bytes(8), 2 * number_bytes(0), bytes(68), bytes(7), bytes([GATE_ID_BYTES + 1]), bytes(10)])
-"""The part of `_EXTRA` in a job that waits at a gate and has no other extra fields: see records.lua."""
+"""The beginning of the extra part (`_EXTRA`) of a job that waits at a gate and has no other extra fields: see records.lua."""
 
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 

@@ -90,7 +90,7 @@ class Scripts(dict[str, Script]):
 
 
 def smallest_calls(names: Sequence[str]) -> list[list[str]]:
-    """Return every command with as few arguments as possible, for ACL checks. `names` serve as its keys and channels."""
+    """Return every command with as few arguments as possible, for ACL checks. `names` serve as keys and channels."""
     whole = [[command, *names[:needed]] for needed, commands in _ARGUMENTS_NEEDED.items() for command in commands.split()]
     return sorted([*whole, *([command, "", "1", names[0]] for command in _RUN_SCRIPT)])
 

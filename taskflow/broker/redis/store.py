@@ -94,7 +94,7 @@ class RedisStore:
         self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
         """Answer a query, after storing jobs that it finds unreadable as FAILED. If `max_kept` is given, the query is for upkeep: it also
-        registers `listener` for the next due time, and nudges listeners again for READY jobs. Also return True if `fade` has work."""
+        registers `listener` for the next due time, nudges listeners again for READY jobs, and returns True if `fade` has work."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await self._snapshot_of(query, reply)

@@ -37,7 +37,7 @@ from taskflow.model.clock import Clock
 
 
 class Known(NamedTuple):
-    """The columns of a stored record that a change needs. `key` identifies the row: its `seq`, or the record's id. Jobs have the rest."""
+    """Columns of a stored record that a change needs. `key` identifies the row: its `seq`, or the record's id. Only jobs use the rest."""
 
     rev: bytes
     key: int | bytes
@@ -298,7 +298,7 @@ def new_rev() -> int:
 def _columns(
     kind: int, writes_all: bool, names: tuple[str, ...], state: bool, sent: bool, content: bool
 ) -> tuple[tuple[str, ...], tuple[bool, ...] | None]:
-    """Return the columns that a put writes, and a flag for each header value, True if it's written, or None if all values are."""
+    """Return the columns that a put writes, and a flag for each header value: True if it's written. If all are, None replaces the flags."""
     allowed = (RESTARTED if writes_all else WRITTEN)[kind]
     written = tuple([name in allowed for name in names])
     parts = [part for part, is_given in (("state", state), ("sent", sent), ("content", content)) if is_given]

@@ -24,7 +24,7 @@ _CACHE_KIB: Final = 16_384
 
 
 def connect(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
-    """Open a connection to the namespace's tables, creating or migrating them if necessary. Return the connection and the upgrade.
+    """Open a connection to the namespace's tables, creating or migrating them if necessary. Return the connection and what was done.
 
     If that fails, raises BrokerRefused or BrokerUnavailable, naming the file and the remedy. The connection belongs to the calling thread.
     """

@@ -35,7 +35,7 @@ WAKE: Final = "-wake"
 class Opening:
     """Which files the broker may open or create.
 
-    `migrates` True: the first operation creates or migrates the tables. False: operations are refused until `migrate` is called
+    `migrates` True: the first operation creates or migrates the tables. False: it is refused if that is needed
     `owner`    the uid of another user who may own the file; this user and root always may
     """
 
@@ -116,7 +116,7 @@ def check_store(store: StoreFile) -> None:
     """Check the store's file, and the links on the way to it. Raises BrokerRefused if another user may have put one of them there.
 
     A link must belong to this user, root or the owner that the URL names, or lie in a folder that only its owner can write to. The file
-    itself may have no second name (a hard link).
+    itself must belong to one of these users, and have no second name (a hard link).
     """
     for link in _links_to(store.given):
         owner = os.lstat(link).st_uid
@@ -224,7 +224,7 @@ def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: boo
 
 
 def _is_trusted(store: StoreFile, owner: int) -> bool:
-    """Return True for this user, root and the store's owner, and for every user if the store's mode lets others write to it."""
+    """Return True for the users that `_is_named` accepts, the store's owner, and all users if the store's mode lets others write to it."""
     if _is_named(store, owner):
         return True
     try:

@@ -84,7 +84,7 @@ class ConnectionPool:
         return broker_error(error, str(self.server), self._schema, self.server.user)
 
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
-        """Return a connection for the exclusive use of the caller, who must drop it."""
+        """Return a connection for the caller alone, who must drop it. With `for_listening`, it leads to `listen_at`, if that is set."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
