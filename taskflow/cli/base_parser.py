@@ -142,7 +142,7 @@ def fingerprint(text: str) -> str:
 
 
 def size(text: str) -> int:
-    """Parse a number of bytes. The suffixes K, M and G mean powers of 1,024."""
+    """Parse a number of bytes. The suffixes K, M and G mean powers of 1,024. Raises ArgumentTypeError."""
     written = re.fullmatch(r"([1-9][0-9]{0,18})([KMG]?)", text, re.IGNORECASE | re.ASCII)
     if written is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 536870912, 512M or 1G")
@@ -150,7 +150,7 @@ def size(text: str) -> int:
 
 
 def seconds(text: str, least: float = 0.0, why: str = "") -> float:
-    """Parse a duration, given in seconds or with units, as in 90m or 1h30m. Return seconds."""
+    """Parse a duration, given in seconds or with units, as in 90m or 1h30m. Return seconds, or raise ArgumentTypeError."""
     parts = re.findall(r"([0-9.]+)(ms|[smhdw])", text, re.ASCII)
     has_units = bool(parts) and "".join(map("".join, parts)) == text
     with contextlib.suppress(ValueError):

@@ -229,7 +229,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues and jobs. A queue may be paused before its first job, but an unknown name may be a typo: say so."""
+    """Pause or resume queues and jobs. An unknown queue is paused too, before its first job, but with a hint in case it's a typo."""
     action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

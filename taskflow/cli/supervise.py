@@ -69,7 +69,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
 
 
 def _file_watch() -> FileWatch:
-    """Return a function that watches the Python files in and below the current folder, except in virtual environments and the like."""
+    """Return a function that watches the Python files in and below this folder, except in virtual environments. Raises DriverMissing."""
     try:
         watchfiles = import_module("watchfiles")
     except ImportError as error:

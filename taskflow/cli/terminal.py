@@ -199,7 +199,7 @@ MAX_BAR: Final = 40  # the width of a bar
 
 
 class Bar:
-    """Shows progress: as a bar on a terminal, otherwise as an occasional line."""
+    """Shows progress: as a bar on a terminal, otherwise as a line for each tenth."""
 
     def __init__(self, total: int) -> None:
         self.total = total

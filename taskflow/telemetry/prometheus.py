@@ -178,7 +178,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
 
 
 def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
-    """Add up each limit's jobs over its keys. To bound the labels, limits after the first `MAX_LIMITS` are "_other". Omits rate limits."""
+    """Add up each limit's jobs over its keys. Limits beyond the first `MAX_LIMITS` are added up as "_other". Omits rate limits."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
     found = dict[str, Counter[str]]()

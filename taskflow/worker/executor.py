@@ -75,7 +75,7 @@ class Executor:
     """Runs jobs. For each run, it finds the job, decodes the arguments, calls the function, encodes the result, and decides the verdict.
 
     Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, a subclass must call
-    plain functions in `_invoke`. `state` is the jobs' `ctx.state`, and `deploy` is stored with the causes of failures. `is_cut_short()`
+    plain functions in `_invoke`. `state` is the value of `ctx.state`, and `deploy` is stored with the causes of failures. `is_cut_short()`
     returns True while the worker's `async with` block is being cancelled: runs that are cancelled along with the block, for example when
     `asyncio.run` ends, are handed back.
     `read_notes` reads the results that a job in a flow takes as an argument; in a child process, the leases already contain them."""
@@ -258,7 +258,7 @@ class Executor:
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
-            if given is None and isinstance(error, errors.DecodeError):  # middleware asked for arguments that only the child decodes
+            if given is None and isinstance(error, errors.DecodeError):  # middleware read the arguments, which only then are decoded
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:

@@ -22,7 +22,7 @@ WATCHDOG_TIMEOUT: Final = 5.0  # seconds without a check after which the watchdo
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """The result of a health check. `why` is for people, `facts` for programs. A dataclass, which web frameworks can return as JSON."""
+    """The result of a health check. `why` is for people, `facts` for programs. A dataclass, so web frameworks can return it as JSON."""
 
     is_well: bool
     why: str

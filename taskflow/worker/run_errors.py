@@ -26,7 +26,7 @@ _new_id: Final = IdFactory()
 
 
 class RolledBack(TaskflowError):
-    """The error of a run that returned after its transaction with `complete_in` was rolled back. Retried, whatever `retry_on` says."""
+    """The error of a run whose transaction with `complete_in` was rolled back. The run is retried, whatever `retry_on` says."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 

@@ -369,7 +369,7 @@ class Quarantine:
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
-        """Choose leases to try, and hand back the others. Return the plan, or None if none is left. A restart of `run` chooses again."""
+        """Choose leases to try, and hand back the others. Return the plan, or None if there is none. A restart of `run` chooses again."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

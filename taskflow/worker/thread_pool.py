@@ -43,7 +43,7 @@ class ThreadPool:
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables, and return a future for the outcome. If you cancel the future,
-        call `give_up`; unless a thread has taken the call, it isn't made. Raises RuntimeError if the pool cannot start its first thread."""
+        call `give_up`; unless a thread has taken the call, it isn't made. Raises RuntimeError if there is no thread, and none can start."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)

@@ -74,8 +74,8 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that have ended as FAILED, without a run, since `record_begin`: unreadable jobs in any queue, and poison in
-        the worker's queues. This examines at most `MAX_SEARCHED` failed jobs."""
+        """Count the jobs that have ended as FAILED, without a run, since the session was registered: unreadable jobs in any queue, and
+        poison in the worker's queues. This examines at most `MAX_SEARCHED` failed jobs."""
         if self._began_at is None:
             return 0
         failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)

@@ -272,7 +272,7 @@ def _foreign(annotation: Any) -> Shape:
     def write(value: Any, levels: int) -> Any:
         try:
             wire = write_any(adapter.dump_python(value, mode="json"), levels)
-            same = adapter.validate_python(read_any(wire, levels)) == value  # not for a secret, which pydantic masks
+            same = adapter.validate_python(read_any(wire, levels)) == value  # False for a secret, which pydantic masks
         except ShapeError:
             raise
         except Exception as error:

@@ -103,7 +103,7 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if values can't be hashed or compared, or too many have one hash."""
+    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if values can't be hashed or compared, or too many share a hash."""
     try:
         if len(values) > UNCHECKED_KEYS and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
@@ -115,7 +115,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Reject many unequal keys with the same hash. Attackers can choose numbers that collide, and comparing 32,000 takes 4 s."""
+    """Raise ShapeError for many unequal keys with one hash. Attackers can choose numbers that collide, and comparing 32,000 takes 4 s."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:

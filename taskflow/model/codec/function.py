@@ -328,7 +328,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can't be compiled."""
+        """Compile the signature. Return Unresolved if a name is undefined, otherwise None. Raises DeclarationError for other problems."""
         try:
             hints, of_result = self._all_hints(), Compiler()
             result = replace(_shape(of_result, hints.get(RETURNED, Any), RETURNED), runs_code=of_result.runs_code)

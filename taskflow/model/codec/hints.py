@@ -61,7 +61,7 @@ def _annotated(function: Any) -> Any:
 
 
 def _closure(function: Any) -> dict[str, Any] | None:
-    """Return the variables that the function uses from enclosing functions. They are needed to resolve annotations written as strings."""
+    """Return the variables that the function uses from enclosing functions, or None. Annotations written as strings may refer to them."""
     code, found = getattr(function, "__code__", None), {}
     for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=True):
         with suppress(ValueError):  # the variable isn't assigned yet

@@ -101,7 +101,7 @@ class ChildPool:
         return child
 
     def _warm(self) -> Child | None:
-        """Return the most recently used idle child, or None if none is idle. This lets the others time out."""
+        """Return the most recently used idle child, or None if none is idle. The others are left to time out."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -110,7 +110,7 @@ class ChildPool:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. While the machine is short of resources, try again for `start_within` seconds: it's no failure of the job."""
+        """Start a child. If the system lacks resources, try again for up to `start_within` seconds, so that the job loses no attempt."""
         spec, within = ChildSpec(self._handshake(), self._options, self._emit, self._start_thread), self._options.start_within
 
         def note(error: Exception, times: int) -> None:

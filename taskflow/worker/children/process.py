@@ -343,7 +343,7 @@ class Child(asyncio.Protocol):
             self._transport.close()
 
     def _watch(self) -> None:
-        """Watch for the child's end. The connection may stay open then, in a process that the child forked. Raises CannotStart."""
+        """Watch for the process's end, because the connection may stay open in a process that it forked. Raises CannotStart."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not on Linux, or not permitted
