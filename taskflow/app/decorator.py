@@ -340,7 +340,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def _module_of(function: Callable[..., Any]) -> str:
     """Return the name of the module from which a worker imports a function. For a script, this is its dotted path, relative to the nearest
-    folder on sys.path or to the current folder."""
+    folder on sys.path, not counting the script's own, or to the current folder."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})

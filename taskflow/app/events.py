@@ -47,7 +47,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class JobSent(Event, frozen=True):
     """The store has answered a call. If the call was sent in a transaction, this event comes before the commit.
 
-    `id`      the id of the job that was added, or of the live job that already had the call's key
+    `id`      the id of the job that was added, or of the job that already had the call's key
     `is_new`  False if no job was added
     """
 

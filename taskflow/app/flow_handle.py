@@ -76,8 +76,8 @@ class FlowHandle(Generic[R_co]):
         return Failure(error)
 
     async def status(self) -> Status | None:
-        """Return the status of the flow's last job, or None if the store doesn't know it. If the flow ends in a group, return RUNNING until
-        all last jobs have ended, then SUCCEEDED or, unless failures are collected, the status of the first job that did not succeed."""
+        """Return the status of the flow's last job; None if the store doesn't know a last job. If the flow ends in a group, return RUNNING
+        until all last jobs have ended, then SUCCEEDED or, unless failures are collected, the status of the first that did not succeed."""
         found = await asyncio.gather(*(handle.status() for handle in self._ends or self._waits))
         if len(found) == 1:
             return found[0]

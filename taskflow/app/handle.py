@@ -45,7 +45,7 @@ class Origin(Enum):
 class JobHandle(Generic[R_co]):
     """A reference to one job in the store. Handles of the same job are equal.
 
-    `is_new`  True if the call added this job; False if this live job already had the call's key, or if `JobHandle.of` made it
+    `is_new`  True if the call added this job; False if this job already had the call's key, or if `JobHandle.of` made the handle
     """
 
     __slots__ = ("_app", "_id", "_job", "_origin", "is_new")

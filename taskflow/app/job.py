@@ -65,8 +65,8 @@ class Sendable(HasOptions, Generic[P, R_co]):
         """Send a call, and return the handle of its job. Arguments are encoded first, so invalid ones raise here and not in the worker.
 
         Raises EncodeError (a TypeError) for an invalid argument, naming it. Raises BrokerUnavailable if the
-        store does not answer in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises
-        KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
+        store does not answer in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises KeyConflict
+        if a live job has the key or a throttle applies. If `delay` is cancelled, the job may already have been sent.
         """
         return await send_call(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
 

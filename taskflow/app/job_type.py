@@ -205,7 +205,7 @@ class BareCall(Generic[R_co]):
 
     @property
     def id(self) -> str:
-        """The id that the job will have, as text. If a live job has the key, `enqueue` returns the handle of that job, with another id."""
+        """The id that the job will have, as text. If another job has the key, `enqueue` returns that job's handle, with another id."""
         return id_text(self.envelope.id)
 
     @property

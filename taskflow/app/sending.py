@@ -119,8 +119,8 @@ def send_together_sync(app: App, calls: list[BareCall[Any]], connection: object)
 
 
 class Sent(Generic[R]):
-    """The handles that one `enqueue()` has collected so far, including those of live jobs that already had a call's key. `conflicts` has
-    the handles of such jobs again, for calls with ``on_conflict="raise"``."""
+    """The handles that one `enqueue()` has collected so far, including those of earlier jobs that were found instead of adding a job.
+    `conflicts` has the handles of such jobs again, for calls with ``on_conflict="raise"``."""
 
     def __init__(self) -> None:
         self.handles: list[JobHandle[R]] = []
@@ -344,7 +344,7 @@ async def _answers(app: App, calls: list[BareCall[Any]], within: _Within | None)
 
 
 def _outcome(app: App, call: BareCall[R], answer: _Answer, within: _Within | None) -> JobHandle[R] | BaseException:
-    """Return the handle of the job that was added, or of the live job that has the call's key. Return an error for a call that failed."""
+    """Return the handle of the job that was added, or of the job that already had the call's key. Return an error for a failed call."""
     origin = Origin.SENT if within is None else Origin.TRANSACTION
     if isinstance(answer, Added):
         return JobHandle(app, answer.id, call.job_type, origin=origin)
