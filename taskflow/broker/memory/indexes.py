@@ -11,7 +11,7 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Index, Position
 from taskflow.broker.engine.seam import Group, Ref, Scan
 
 MIN_REMOVED: Final = 1_000
-"""An index shortens its list only when it has removed more than this many entries from the beginning."""
+"""An index shortens its list when it has removed more than this many entries, and more than half, from the beginning."""
 
 
 Places = list[tuple[int, Position]]

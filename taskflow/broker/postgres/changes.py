@@ -36,7 +36,6 @@ def put_fields(kind: int) -> list[Field]:
 
 
 def put_columns(kind: int) -> dict[str, str]:
-    """Return the columns of a put, with their types."""
     return {**PUT, **{field.name: type_of(field) for field in put_fields(kind)}, **dict.fromkeys(PARTS, "bytea")}
 
 

@@ -21,8 +21,8 @@ from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerError
 
 CHECK_INTERVAL: Final = 40.0
-"""Seconds of silence after which the connection is tested. Even if it is dead, the answers to heartbeats tell an
-idle worker about new jobs."""
+"""Seconds between tests of the connection. If it is dead, an idle worker learns about new jobs from the answers to
+its heartbeats."""
 
 HEARD_TIMEOUT: Final = 2.0
 """Seconds that a test notification may take to arrive. It usually takes about a millisecond."""

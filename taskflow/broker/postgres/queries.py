@@ -44,7 +44,8 @@ def _if_short(kind: int, alias: str, body: str) -> str:
 def as_row(
     kind: int, alias: str, part: str, *, bodies: Sequence[str] = ("sent", "state"), content: str = "false", value: str = "NULL"
 ) -> str:
-    """Return the columns of `row` for a record. A body that is too long is left out, and reported as damage."""
+    """Return the columns of `row` for a record. A body that is too long is left out, and reported as damage. `part`, `content` (a
+    condition) and `value` are SQL expressions."""
     given = placed(kind)
     columns = []
     for name, field in JOB.items():
@@ -85,7 +86,7 @@ def loading() -> str:
 
 
 class ScanShape(NamedTuple):
-    """The shape of a scan: everything but the values of its prefix, `after` and `until`."""
+    """The shape of a scan: all but the values of its prefix, `after` and `until`. `of` names the index; `prefix` is the prefix's length."""
 
     of: str
     prefix: int = 0

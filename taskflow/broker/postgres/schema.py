@@ -235,8 +235,8 @@ $$;"""
 
 @asynccontextmanager
 async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection, check that the server is suitable, and limit the `async with` block
-    to `within` seconds. Driver errors, including those in the block, are raised as BrokerError."""
+    """Open a connection, check that the server is suitable, and limit the `async with` block to `within`
+    seconds, if not None. Driver errors, including those in the block, are raised as BrokerError."""
     place = str(pool.server)
     try:
         connection = await pool.open()

@@ -176,7 +176,7 @@ class Steps:
     """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
 
     def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int, runs: Sequence[Run] = ()) -> None:
-        """`runs` are runs of jobs with limits. The last step ends them."""
+        """`runs` are runs of jobs with limits, which the last step ends. Contents above `max_inline` bytes are sent ahead."""
         self._rev, self._max_inline = rev, max_inline
         self._numbers: dict[Ref, int] = {}
         self._news = 0

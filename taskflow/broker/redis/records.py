@@ -283,7 +283,7 @@ FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 
 
 def is_apart(content: bytes, most: int = INLINE) -> bool:
-    """Return True if the content must be stored separately, because it's large or looks like a reference."""
+    """Return True if the content must be stored separately, because it has more than `most` bytes or looks like a reference."""
     size = len(content)
     return size > most or (size == REFERENCE_BYTES and content.startswith(MARK))
 

@@ -174,7 +174,7 @@ _LITTLE_ROOM: Final = 0.9
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts from a server's INFO. `name` is its own name and version, and `version` the Redis version with which it is compatible."""
+    """Facts from a server's INFO. `name` is its product and version, `version` the compatible Redis version; `maxmemory` 0 is no limit."""
 
     name: str
     version: tuple[int, ...]

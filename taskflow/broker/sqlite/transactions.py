@@ -80,6 +80,7 @@ class ExpectedCommit:
 
     `job_id`  the job that exists after the commit
     `fence`   the fence with which the transaction settles it; None for a new job
+    `since`   the `time.monotonic()` value at the operation
 
     SQLite doesn't report a commit to other connections, but their `PRAGMA data_version` changes. A transaction that has written holds the
     write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and the operation's
@@ -269,7 +270,7 @@ _MIN_FREE: Final = 256
 
 
 class OpenFile:
-    """A connection, its settings, and its one transaction."""
+    """A connection, its settings, and its one transaction. `upgrade` has the migrations that were applied when the file was opened."""
 
     def __init__(self, file: StoreFile, store: SqliteStore, upgrade: Upgrade) -> None:
         self.store, self.upgrade = store, upgrade

@@ -101,8 +101,8 @@ class ConnectionPool:
         return connection
 
     def put_back(self, connection: asyncpg.Connection) -> None:
-        """Put a connection from `open` into the pool. Its settings must be unchanged. Do nothing
-        if there are several addresses, because another one may be the primary by now."""
+        """Put a connection from `open` into the pool. Its settings must be unchanged. Do nothing if the
+        pool is closed, or if there are several addresses, because another one may be the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 

@@ -39,7 +39,7 @@ _ARRAYS: Final = [
 """The array types that we use. Their OIDs are the same on every server, so the driver need not look them up on each connection."""
 
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
-"""The settings of each connection, chosen so that pgbouncer accepts them too."""
+"""The settings of each connection, unless the URL has pooled=1. Pgbouncer accepts them too."""
 
 
 class Address(NamedTuple):
