@@ -24,10 +24,10 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     `kind`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
                 "jobs.resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
-    `named`     how many were named
+    `named`     how many were named in all
     `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}
     `affected`  how many jobs, queues or schedules it changed, including running jobs that were asked to stop
-    `stopped`   why it stopped early; empty if it didn't. If it did, more than `affected` may have changed
+    `stopped`   why the action stopped early; empty if it didn't. If it did, more than `affected` may have changed
     `reason`    the operator's reason
     """
 
@@ -43,7 +43,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An action in a store's audit log. `number` rises with each action. `at` is the store's time. `action` has no `id`."""
+    """An action in a store's audit log. `number` rises with each action. `at` is the store's time. The `id` of `action` is empty."""
 
     number: int
     at: datetime

@@ -40,7 +40,7 @@ class Failure:
     """An item of the list that a batch job returns, for a job that failed: ``Failure(error)`` or ``Failure("no such document")``.
 
     The job is treated as if its run had raised the error: it is retried, discarded, snoozed or cancelled by the same rules. Text becomes a
-    RuntimeError.
+    RuntimeError. Raises TypeError for anything else.
     """
 
     __slots__ = ("error",)

@@ -39,8 +39,6 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Reads the machine's clocks."""
-
     def wall(self) -> int:
         return time.time_ns() // 1_000
 
@@ -137,8 +135,8 @@ class Chance(Protocol):
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
-"""Draws from the operating system, because two processes with equal generator states would make the same ids, and jobs would be lost.
-Some applications seed the random module's generator, and C code that forks, as in uWSGI, copies the state of any generator."""
+"""Draws from the operating system. Two processes whose generators have the same state would make the same ids, and jobs would be lost. This
+could happen because some applications seed the random module's generator, and C code that forks, as in uWSGI, copies any generator."""
 
 
 class _SystemChance:

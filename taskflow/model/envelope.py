@@ -40,18 +40,21 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     """An immutable call to a job. Check user input with `check_envelope`; stores create envelopes without checks.
 
     `id`        16 bytes, made by the client
+    `payload`   the encoded arguments
     `after`     the delay in seconds before the job may start; ignored if `at` is given
     `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
     `expires`   seconds after sending at which the job expires; no run starts after that
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
     `throttle`  seconds for which the added job represents later calls with its key and `throttle`, even after it has ended
     `at_most`   with DEBOUNCE, the latest due time to which calls can move the waiting job, in seconds after its creation
+    `timeout`   seconds after which a run is stopped; None for no limit
+    `keep_result` seconds for which the job is kept after it has succeeded
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
-    `joins`     ids of held jobs that are waiting for this one to end. Without `ties`, its outcome does not matter
-    `limits`    the gates (limits) that it must pass before it's READY, without duplicates
-    `member`    its place in its flow, if it belongs to one
+    `joins`     the ids of the HELD jobs that await this one. Without `ties`, they await its end, whatever the outcome
+    `limits`    the gates (limits) that the job must pass before it's READY, without duplicates
+    `member`    the job's place in its flow, or None
     `ties`      for a job in a flow, how its end affects each of the jobs in `joins`
-    `fair`      a digest of its tenant, or None; the jobs of a queue's tenants take turns
+    `fair`      a digest of the job's tenant, or None; the jobs of a queue's tenants take turns
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 
@@ -74,7 +77,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of those that it drops, if there are few."""
+    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes and, if there are few, that it drops."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)
@@ -83,7 +86,7 @@ def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
 
 
 class ClaimId(NamedTuple):
-    """Uniquely identifies a lease by the session's id, the number of the claim request, and the lease's number in the answer."""
+    """Identifies a lease by the session's id, the number of the claim request, and the lease's number in the answer."""
 
     session: bytes
     request: int
@@ -180,7 +183,6 @@ _opaque: Final = attrgetter(*(field.name for field in OPAQUE))
 _NOTHING_OPAQUE: Final = _opaque(_PLAIN)
 _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
-
 _last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
 """The opaque fields that were packed last, and their packed form. Jobs that are sent together mostly have the same values in them."""
 
@@ -234,14 +236,14 @@ CAUSED_BY: Final = "tf-caused-by"
 """The header in which a follow-up (an `on_failure` call) carries the id of the job that failed."""
 
 MAX_FOLLOW_UP: Final = 32_768
-"""The maximum size in bytes of an `on_failure` call, which travels with its job. It includes the `on_failure` of the call itself."""
+"""The maximum size in bytes of an `on_failure` call, which is stored with its job. This includes the call's own `on_failure`."""
 
 _NO_ID: Final = bytes(16)
 _DECODER: Final = msgspec.msgpack.Decoder(Envelope)
 
 
 def pack_follow_up(envelope: Envelope) -> bytes:
-    """Pack a call without its id. Raises ValueError if it is too large, or if its headers leave no room for `CAUSED_BY`."""
+    """Pack a call without its id. Raises ValueError if the call is invalid or too large, or its headers leave no room for `CAUSED_BY`."""
     caused = _caused_by(envelope, _NO_ID, _NO_ID)
     try:
         check_envelope(caused)
@@ -258,7 +260,7 @@ def pack_follow_up(envelope: Envelope) -> bytes:
 
 
 def follow_up_of(packed: bytes, new_id: bytes, cause: bytes) -> Envelope:
-    """Return the envelope to send for a packed call. `cause` is the id of the job that failed. Raises ValueError for an unreadable call."""
+    """Return the envelope to send for a packed call. `cause` is the id of the job that failed. Raises ValueError for an invalid call."""
     try:
         return check_envelope(_caused_by(_DECODER.decode(packed), new_id, cause))
     except msgspec.MsgspecError as error:
@@ -266,7 +268,7 @@ def follow_up_of(packed: bytes, new_id: bytes, cause: bytes) -> Envelope:
 
 
 def job_of(packed: bytes) -> str:
-    """Return the name of the job that a packed call is for. Raises ValueError if the call cannot be read."""
+    """Return the name of the job that a packed call is for. Raises ValueError for an invalid call."""
     return follow_up_of(packed, _NO_ID, _NO_ID).job
 
 

@@ -27,12 +27,12 @@ def pack_cause(fingerprint: bytes, deploy: str) -> bytes:
 
 
 def fingerprint_in(cause: Any) -> bytes:
-    """Return the fingerprint in a stored cause, which may be any value."""
+    """Return the fingerprint in a stored cause, which may be any value, or `UNKNOWN` if it has none."""
     return cause[:FINGERPRINT_BYTES] if isinstance(cause, bytes) and len(cause) >= FINGERPRINT_BYTES else UNKNOWN
 
 
 def deploy_in(cause: Any) -> str:
-    """Return the deploy in a stored cause. It's empty if none was set, or if it isn't known."""
+    """Return the deploy in a stored cause, which may be any value. The deploy is empty if none was set or the cause has none."""
     return cause[FINGERPRINT_BYTES:].decode(errors="replace") if isinstance(cause, bytes) else ""
 
 
@@ -46,7 +46,7 @@ _VARYING: Final = (
     (re.compile(r"\d+(?:[.,:]\d+)*"), "N"),
     (re.compile(r"\s+"), " "),
 )
-"""Patterns for what varies between messages with the same cause, and the replacements."""
+"""Patterns for the parts that vary between messages with the same cause, each with its placeholder."""
 
 MAX_CHARACTERS: Final = 300
 """Only this many characters of a message count, because the rest is mostly data."""
@@ -77,8 +77,8 @@ def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
 
 
 def frame(traceback: str) -> str:
-    """Return the innermost frame outside libraries, or else the innermost of all, as "folder/file.py:function", or "" if there is none. For
-    an exception group, use its last exception."""
+    """Return the innermost frame outside libraries, or the innermost of all if there is none, as "folder/file.py:function", or "" if the
+    traceback has no frames. For an exception group, use the group's last exception."""
     frames = [(found["file"], found["function"]) for found in _FRAME.finditer(traceback)]
     own = [place for place in frames if not _LIBRARIES.search(place[0])]
     if not frames:

@@ -36,9 +36,9 @@ class Member(NamedTuple):
 
     `flow`     the flow's id, 16 bytes
     `number`   the job's number in the flow, from 0
-    `first`    the lowest number of the jobs that its failure cancels, if they have not begun
+    `first`    the lowest number of the jobs that its failure cancels, if they have not begun; its own number if there are none
     `last`     the highest number of these jobs
-    `takes`    the name of the parameter that the results fill; None if the job only waits
+    `takes`    the name of the parameter that gets the results of the jobs it awaits; None if it takes no results
     `is_list`  True if the parameter gets a list of the results, in the order of the inputs; False if it gets the only result
     `inputs`   how many results the job gets; 0 if it takes none
     """
@@ -76,7 +76,7 @@ _MAX_MESSAGE: Final = 2_000
 
 class FailureNote(NamedTuple):
     """How a job ended without success. `type` is the error's type; if it is empty, the job was cancelled, and `message` is the reason.
-    `job_id` is the job whose failure ended this one, which may be another job."""
+    `job_id` is the job that failed: this job, or the one whose failure cancelled it."""
 
     type: str
     message: str

@@ -48,7 +48,7 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" means any queue."""
+    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" means any queue. Raises ValueError."""
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 

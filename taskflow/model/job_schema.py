@@ -39,7 +39,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Counters(NamedTuple):
-    """The counters of a job's runs that the rules in `transitions.py` need, and the time at which the job was parked, if it was."""
+    """The counters of a job's runs that the rules in `transitions.py` need, and when it was parked (microseconds since 1970), or None."""
 
     failures: int = 0
     crashes: int = 0
@@ -97,7 +97,7 @@ _last_headers: dict[str, str] = {}
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a shared copy of the headers, in plain str, which must not be changed. Raises TypeError or ValueError for invalid headers."""
+    """Return a shared copy of the headers, in plain str. Callers must not change it. Raises TypeError or ValueError for invalid headers."""
     global _last_headers
     if headers == (last := _last_headers):
         return last
@@ -169,7 +169,7 @@ def has_tags(extras: bytes | None) -> bool:
 
 
 def has_follow_up(extras: bytes | None) -> bool:
-    """Return True if a job with these extras has `on_failure`. The extras are unpacked only if the job has tags."""
+    """Return True if a job with these extras has `on_failure`. Extras are unpacked only if the job has tags; invalid ones give False."""
     if extras is None or not has_tags(extras):
         return extras is not None and extras[1:3] == FOLLOWED_UP
     try:

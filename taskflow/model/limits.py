@@ -30,7 +30,7 @@ class Gate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `id`     16 bytes, made by `gate_id`
     `limit`  the limit's name: the job's name, or the name of the shared `Limit`
     `key`    the value of the key, for display; "" if the limit has no key
-    `most`   how many jobs may be READY or RUNNING at once, or start in `per`, as the sender declares it
+    `most`   how many jobs may be READY or RUNNING at once, or start within `per`, as the sender declares it
     `per`    the period of a rate, in microseconds; 0 if the gate limits how many run at once
     `burst`  for a rate, how many jobs may start at once after a quiet period
     """
@@ -55,12 +55,12 @@ def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...
 
 
 def interval(gate: Gate) -> int:
-    """Return the interval between starts at this rate, in microseconds, rounded up so that no period has too many."""
+    """Return the interval between starts at this rate, in microseconds, rounded up so that no period has too many starts."""
     return -(-gate.per // gate.most)
 
 
 def earliest(tat: int | None, closed_until: int | None, gate: Gate, now: int) -> int:
-    """Return when the next job may start at a rate, by the generic cell rate algorithm. `tat` is the theoretical arrival time."""
+    """Return when a rate lets the next job start, by the generic cell rate algorithm. `tat` is the theoretical arrival time."""
     return max(now, closed_until or 0, (tat or 0) - (gate.burst - 1) * interval(gate))
 
 

@@ -28,7 +28,7 @@ _SECRET_PAIRS: Final = frozenset(
 _SECRET_JOINED: Final = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIRS)
 
 # A password that should have been percent-encoded may contain "/" or spaces. A number before one of these is a port, unless "@" follows
-# before any space. No match goes beyond the next "://", so matching takes linear time.
+# before the next space. No match goes beyond the next "://", so matching takes linear time.
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):(?:(?:(?!://)\S)*(?=@)|(?!\d{1,5}(?:[/?#\s]|$))\S(?:(?!://).)*(?=@))")
 _PARAMETER_IN_URL: Final = re.compile(r"(?<=[?&#;])([^\s=?&#;]{1,64})=([^\s&#;\"'<>]+)")
 

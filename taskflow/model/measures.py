@@ -24,7 +24,6 @@ MAX_BIN: Final = 42
 MAX_BYTES: Final = 1 << 20
 """The maximum size of packed measures in bytes. Larger measures are not read."""
 
-
 MAX_COUNT: Final = (1 << 63) - 1
 """The highest count or sum. Higher values are rejected, and sums stop there."""
 
@@ -103,8 +102,8 @@ def _quantile(bins: Mapping[int, int], share: float) -> float:
 
 
 def measure_of(name: str, waits: Sequence[int], seconds: Sequence[float]) -> Measure:
-    """Return the measure of runs that all ended with the verdict `name`. `waits` are in microseconds; negative ones count as 0. `seconds`
-    are the run times."""
+    """Return the measure of runs that all ended with the verdict `name`. `waits` are the times that the jobs waited, in microseconds;
+    negative ones count as 0. `seconds` are the run times."""
     if min(waits) < 0:  # the store's clock was set back
         waits = [max(0, wait) for wait in waits]
     times = [round(each * MICROSECONDS) for each in seconds]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 STEEPEST = 60
-"""The maximum number of doublings, after which every pause is at its maximum. Without the cap, a float overflows at 1,024 failures."""
+"""The maximum number of doublings, by which every pause has reached its maximum. Without this cap, a float overflows at 1,024 failures."""
 
 
 class Pauses:
-    """Exponential pauses in seconds. The first is `first`, and each further failure doubles the pause, up to `longest`.
+    """Exponential pauses in seconds. The first pause lasts `first`, and each further failure doubles the pause, up to `longest`.
 
     This module does not import asyncio, msgspec or other parts of taskflow, because the supervisor loads it too.
     """
@@ -47,6 +47,6 @@ class Retries:
         return pause if self._draw is None else pause * (0.5 + self._draw())
 
     def succeeded(self) -> bool:
-        """Reset the count after a success. Returns True if the call had been failing."""
+        """Reset the count after a success. Return True if the call had been failing."""
         had_failed, self.failures = self.failures > 0, 0
         return had_failed

@@ -88,7 +88,7 @@ def _clock(at: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in days, hours, minutes or seconds. A one-digit number is followed by the next smaller unit: 3d4h, but 12d."""
+    """Return a duration from 0 on in days, hours, minutes or seconds. Only a one-digit number is followed by a smaller unit: 3d4h, 12d."""
     whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
     for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:
@@ -105,13 +105,13 @@ def duration(seconds: float) -> str:
 
 
 def bar_of(share: float, width: int) -> str:
-    """Return a bar of `width` characters in brackets, filled to this share."""
+    """Return a bar of `width` characters in brackets, filled to a share from 0 to 1."""
     filled = int(share * width)
     return f"[{'#' * filled}{'.' * (width - filled)}]"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON in ASCII without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
+    """Return a value as JSON in ASCII, without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
     import json  # imported here because most commands print no JSON
 
     return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")

@@ -51,17 +51,18 @@ CODES: Final = {status: code for code, status in BY_CODE.items()}
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     """The state of a job. Times are aware datetimes in UTC, by the store's clock. `result` and `payload` are encoded bytes.
 
-    `due_at`        when the job may start: the planned time while it is HELD or SCHEDULED, otherwise the time at which it became ready
+    `due_at`        when the job may start: the planned time while it is HELD or SCHEDULED, otherwise the time at which it became READY
     `waiting_for`   what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or
                     the end of a back-off after too many hand-backs
     `reason`        why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
                     waits for its follow-up already has its reason
     `behind`        the id of the running job with the same key for which this job waits, or None
     `awaits`        how many jobs a HELD job awaits; 0 for others
-    `member`        its place in its flow, or None
+    `member`        the job's place in its flow, or None
     `joins`         the ids of the jobs of its flow that await it
-    `cancelled_by`  the id of the job whose failure cancelled it, or of its flow if the flow was cancelled
-    `errors`        one entry for each run that failed or crashed, oldest first
+    `cancelled_by`  the id of the job whose failure cancelled this one, or of the flow if the flow was cancelled; otherwise None
+    `errors`        one entry for each run that failed or crashed, oldest first; if there are too many, the earlier ones are dropped
+    `epoch`         how many times a worker has claimed the job
     `worker`        the name of the worker that is running the job, or ran it last
     `cause`         the cause of a failed job, as it is stored
     `unreadable`    the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
@@ -128,11 +129,11 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
 def queue_wait(status: Status, due_at: datetime, started_at: datetime | None, ends: Iterable[datetime]) -> float | None:
     """Return the seconds from when a job became ready until its last run started, or None if it has not run since. `ends` are the
-    ends of runs that failed or crashed: after a crash, a job is ready again in its old place, so its first due time remains."""
+    ends of runs that failed or crashed. They matter after a crash, which leaves the job's due time unchanged."""
     if status.is_waiting or started_at is None or (status is Status.CANCELLED and started_at < due_at):
         return None
     ready_at = max([due_at, *(end for end in ends if end <= started_at)])
-    return max(0.0, (started_at - ready_at).total_seconds())  # the clocks of worker and store may differ a little
+    return max(0.0, (started_at - ready_at).total_seconds())  # the clocks of the worker and the store may differ a little
 
 
 _OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__struct_fields__)
@@ -233,7 +234,7 @@ def _started(at: datetime, attempt: int, worker: str | None) -> Moment:
 
 def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
     if record.ended_at is not None:
-        error = record.last_error  # if it isn't None, the previous line has shown it, with the same reason
+        error = record.last_error  # if there is one, the previous moment shows it, with the same reason
         if error is not None and error.ending is RunEnding.FAILED and instant_of(error.at) == record.ended_at:
             return  # "attempt 2 failed" already shows the end
         yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and error is None else ''}")

@@ -31,15 +31,15 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The durations (in seconds) and counts that a broker applies.
 
     `session_ttl`       how long a session may go without a heartbeat before it can be reaped
-    `ghost_after`       the age of a lease at which its job returns to the queue, if the session's heartbeat does not list the lease
-    `max_crashes`       how many times a job may crash, without an outcome in between, before it becomes poison
+    `ghost_after`       the age of a lease from which its job returns to the queue if the session's heartbeats do not list the lease
+    `max_crashes`       how many times a job may crash, without an outcome in between; one more crash makes it poison
     `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
     `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats
     `repeat_for`        how long an ended job's id and fence are remembered, so that a resent call does no harm
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
     `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
-    `kept_per_queue`    the maximum number of failed jobs in each queue, and of its other ended jobs; the oldest are dropped first
+    `kept_per_queue`    the maximum number of failed jobs in each queue, and of other ended jobs; the oldest are dropped first
     `max_ends`          how many ends of jobs the store keeps for workers with `ended` hooks; the oldest are dropped and counted
     `max_actions`       how many actions of operators the audit log keeps
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one

@@ -25,7 +25,6 @@ MAX_OFFERED_BYTES: Final = 16 << 20
 MAX_NAME: Final = 200
 """The maximum length of a schedule's name in characters, which must all be printable."""
 
-
 SCHEDULE: Final = "tf-schedule"
 SCHEDULED_FOR: Final = "tf-scheduled-for"
 """The headers of a job that a schedule has added: the schedule's name, and the instant with the schedule's zone in brackets."""
@@ -63,7 +62,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter
     `envelopes`  the job, or the jobs of the flow, to add; empty to add none
     `missed`     the number of instants that this step skips
-    `is_alone`   True to add the flow only if all jobs of the schedule's last flow have ended
+    `is_alone`   True to add a flow only if all jobs of the schedule's last flow have ended; single jobs have a key instead
     `is_extra`   True to add the job or flow now, whatever the schedule expects, and to leave its instants as they are
     """
 
@@ -90,11 +89,12 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule as a store shows it. Times are aware datetimes in UTC.
 
     `next_at`       the next instant to fire; None if there is none, or no worker has computed it yet
-    `last_at`       the last instant that fired, and `fired_at` when it did
-    `last_id`       the id of the job that was added last, or of the last job of that flow
+    `last_at`       the last instant that fired; None if none has
+    `fired_at`      when that instant fired, which may be later than the instant
+    `last_id`       the id of the job that was added last, or of the last job of the flow that was
     `fired`         how many jobs or flows the schedule has added
     `skipped`       how many jobs or flows were refused because an earlier one was live
-    `missed`        how many instants were skipped because it was too late
+    `missed`        how many instants were skipped because they were too late
     `declarers`     the names of the living sessions that declare it, youngest first; empty if `put` stored it
     `asleep_since`  when the last session that declared it ended; None while a session declares it, or if `put` stored it
     """
@@ -142,7 +142,7 @@ class ScheduleState(msgspec.Struct):
     last_flow: bytes | None = None
 
     def offer_next(self, at: int | None) -> None:
-        """Set the time of the schedule's next offer. A paused schedule is never offered, and a sleeping one keeps its removal time."""
+        """Set the time of the next offer; None for no offer. A paused schedule isn't offered. One that is asleep keeps its removal time."""
         if self.asleep_since is None:
             self.offer_at = None if self.is_paused else at
 
@@ -197,7 +197,7 @@ class ScheduleState(msgspec.Struct):
         self.offer_next(firing.offer_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. For REMOVE, return False if the caller may not remove it, because a living session declares it."""
+        """Pause or resume the schedule, and return True. For REMOVE, return True unless a living session declares the schedule."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:

@@ -31,7 +31,6 @@ If a worker is killed while firing a schedule, the delay is shorter than this.""
 MAX_COUNTED: Final = 100
 """The maximum number of missed instants that are counted at once. Further ones are skipped without being counted."""
 
-
 MAX_FLOW_JOBS: Final = 1_000
 """The maximum number of jobs in a schedule's flow."""
 
@@ -44,7 +43,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `times`      when it fires
     `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelopes_for` sets; for a flow, the envelope
-                 of its last job. The ids of the flow and of its jobs are then numbers from 0 on, which are replaced too
+                 of the last job. In a flow's templates, the ids of the flow and of its jobs are numbers, which are replaced too
     `before`     the templates of the flow's other jobs, in their order
     `overlap`    whether an instant adds a job while an earlier one is live: "allow" adds it, "skip" does not, and "latest", which flows
                  cannot have, replaces an earlier job that is waiting
@@ -142,7 +141,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_ID: Final = bytes(16)
-"""The id in the template of a single job, and a flow's id in its templates. It is fixed so that all processes compute the same digest."""
+"""The id in the template of a single job, and a flow's id in its templates. It's fixed so that all processes compute the same digest."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
@@ -240,7 +239,7 @@ def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
 
 
 def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
-    """Return the latest due instant and the next one. Timetables only look forward, so try ever earlier starts, but none before `at`."""
+    """Return the latest due instant and the next one. Timetables only search forward, so try ever earlier starts, but none before `at`."""
     back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
     while latest is None or due_at(latest) > now:
         back *= 2

@@ -28,7 +28,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     settlement. The other fields are only for people to read and are not part of any fence.
 
     `name`    "host:pid"
-    `queues`  the queues from which it takes jobs; empty for all
+    `queues`  the queues from which the worker takes jobs; empty for all
+    `concurrency` how many jobs it runs at once
     `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MAX_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
     `trouble` why its claims or its upkeep keep failing; empty if they don't
@@ -51,7 +52,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as its store shows it. `is_dying` means that it was reaped, but some of its leases have not been released yet."""
+    """A session as its store shows it. `is_dying` is True if it was reaped, but some of its leases have not been released yet."""
 
     session: Session
     registered_at: datetime
@@ -61,7 +62,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_alive(self) -> bool:
-        """False if the session was reaped, or has been silent for longer than its ttl. No worker reaps a store's only worker."""
+        """False if the session was reaped, or has been silent for longer than its ttl. If no other worker runs, nothing reaps it."""
         return not self.is_dying and self.seconds_since_beat <= self.session.ttl
 
 
@@ -99,7 +100,7 @@ def _about(stored: Any) -> dict[str, Any]:
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A heartbeat's report on one run: how many seconds ago it began, and its progress if that has changed."""
+    """A heartbeat's report on one run: how many seconds ago the run began, and the run's progress if that has changed, or None."""
 
     claim: ClaimId
     running_for: float

@@ -28,7 +28,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
     `column`   the field's name in the store
     `problem`  why it could not be read
-    `raw`      the first `MAX_RAW` bytes of its value; a value that is not bytes is converted to text first
+    `raw`      the first `MAX_RAW` bytes of its value; other values are converted to text and then encoded
     """
 
     column: str
@@ -40,7 +40,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class FieldReader:
-    """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`."""
+    """Reads the fields of one stored row. A field that cannot be read gets a default and is listed in `unreadable`."""
 
     def __init__(self) -> None:
         self._found: list[Unreadable] = []
@@ -97,7 +97,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Return the value if it is bytes of the given length (None allows any). Otherwise raise TypeError or ValueError."""
+    """Return the value if it is bytes of the given length (None allows any length). Otherwise raise TypeError or ValueError."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:
@@ -106,7 +106,7 @@ def octets(stored: Any, length: int | None = None) -> bytes:
 
 
 def instant(stored: Any) -> datetime:
-    """Decode microseconds since 1970 to a datetime."""
+    """Decode microseconds since 1970 to an aware datetime in UTC."""
     return instant_of(whole(stored, 0, LATEST))
 
 
@@ -127,7 +127,7 @@ def maybe_instant(stored: Any) -> datetime | None:
 
 
 def packed(value: Any) -> bytes:
-    """Encode a value as msgpack. Its texts may contain lone surrogates, which occur in messages of exceptions."""
+    """Encode a value as msgpack. Its texts may contain lone surrogates, which occur in exceptions' messages."""
     try:
         return _encode(value)
     except UnicodeEncodeError:

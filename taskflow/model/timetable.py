@@ -33,10 +33,10 @@ FIELDS: Final = ("second", "minute", "hour", "day-of-month", "month", "day-of-we
 
 MAX_EXPRESSION: Final = 200
 MAX_ZONE: Final = 64
-"""The maximum length of a cron expression and of a zone's name, in characters. Stored values may be longer."""
+"""The maximum length of a cron expression and of a zone's name, in characters. Stored values, which may be longer, are checked too."""
 
 MAX_GAP: Final = timedelta(hours=3)
-"""If the clock is set forward by more than this, as when a zone skips a whole day, the skipped local times do not fire."""
+"""If a zone sets the clock forward by more than this, as when it skips a whole day, the skipped local times do not fire."""
 
 MIN_INTERVAL: Final = 1.0
 """The shortest interval, in seconds."""
@@ -92,7 +92,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     @property
     def is_real_time(self) -> bool:
-        """True if the schedule follows real time instead of local time."""
+        """True if the schedule follows real time instead of local time: its hour field begins with ``*``."""
         return self.fields.split()[-4].startswith("*")
 
     def skipped_before(self, at: datetime) -> datetime | None:
@@ -134,8 +134,8 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
 
 
 class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
-    """A placeholder for a timetable that the application defines. Only workers that declare the schedule
-    can compute its times. `kind` is the qualified name of the timetable's class."""
+    """A placeholder for a timetable that the application defines. Only workers that declare the schedule can compute the timetable's
+    instants. `kind` is the qualified name of its class."""
 
     kind: str
 
@@ -185,7 +185,7 @@ def _zone_name(tz: object) -> str:
 
 @lru_cache(maxsize=1_000)
 def _problem(times: CronTimes) -> str | None:
-    """Return a message if the expression is invalid or matches no time, otherwise None."""
+    """Return a message if the expression is invalid or matches no time in the next 50 years, otherwise None."""
     from cronsim import CronSimError
 
     start, fields = f"cron expression {times.expression!r}:", times.fields
@@ -205,7 +205,7 @@ def _problem(times: CronTimes) -> str | None:
 
 @lru_cache(maxsize=1_000)
 def _parsed(fields: str) -> CronSim:
-    """Return an iterator to copy. cronsim reads "5-5/10" like "5/10", as "from 5 in steps of 10"; in Debian's cron it means just 5."""
+    """Return an iterator to copy. A range like "5-5/10" becomes "5", its meaning in Debian's cron; cronsim would read it as "5/10"."""
     from cronsim import CronSim
 
     return CronSim(_RANGE_WITH_STEP.sub(_without_needless_step, fields.upper()), datetime(2000, 1, 1))
@@ -225,7 +225,7 @@ def _without_needless_step(found: re.Match[str]) -> str:
 
 
 def _search(fields: str, local: datetime) -> CronSim:
-    """Return an iterator over the matching local times after `local`. cronsim itself would handle clock changes differently."""
+    """Return an iterator over the matching local times after `local`. It has no zone, because cronsim handles clock changes differently."""
     times = copy(_parsed(fields))
     times.dt = local.replace(microsecond=0)
     return times
@@ -252,7 +252,7 @@ def _instant(local: datetime, zone: tzinfo) -> datetime | None:
 
 
 def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | None:
-    """Search in local time with a fixed offset, from one change of the clock to the next."""
+    """Return the next instant in real time, or None. From one change of the clock to the next, search in local time with a fixed offset."""
     start = begins_at = after
     while True:
         offset = _offset(begins_at.astimezone(zone))

@@ -85,7 +85,7 @@ class Transition(NamedTuple):
 
     `ends_as`     the status with which the job ends; None if it waits again
     `reason`      why the job ended, or why it is poison
-    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
+    `due_at`      when a waiting job may run, in microseconds since 1970; None if it becomes READY at once, in its old place
     `waiting_for` the reason to show while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED
@@ -121,7 +121,7 @@ Holder = TypeVar("Holder", bound=KeyHolder)
 
 
 def refused_for(waiting: Holder | None, running: Holder | None, on_conflict: OnConflict) -> Holder | None:
-    """Return the live job that keeps a new job with its key from being added, or None. A running job that was asked to stop is ignored."""
+    """Return the live job that keeps a new job with the same key from being added, or None. Ignore a running job that was asked to stop."""
     if on_conflict is not OnConflict.KEEP:
         return None
     return waiting or (running if running is not None and running.cancel_requested is None else None)
@@ -196,7 +196,7 @@ def crash(
 
 
 def requeue(transition: Transition, cancel_requested: str | None, successor: bytes | None) -> Transition:
-    """Return the transition of a job that would wait again. If it was asked to stop or a replacement is waiting, it ends as CANCELLED."""
+    """Return the transition of a job that would wait again. If it was asked to stop, or a replacement is waiting, the job is CANCELLED."""
     if cancel_requested is not None:
         return transition._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
     if successor is not None:

@@ -28,7 +28,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     @classmethod
     def checked(cls, fraction: float, note: str) -> Self:
-        """Create a Progress from a job's values, truncating a long note. Raises TypeError or ValueError for values that do not fit."""
+        """Create a Progress from a job's values, truncating a long note. Raises TypeError or ValueError for invalid values."""
         if not isinstance(note, str):
             raise TypeError(f"a progress note must be text, got {type(note).__name__}: convert it with str(...)")
         try:
@@ -41,7 +41,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def unpack_progress(packed: bytes | None) -> Progress | None:
-    """Decode progress that is stored as a msgpack array of its two fields. Raises ValueError or TypeError for anything else."""
+    """Decode progress, stored as a msgpack array of its two fields. None stays None. Raises ValueError or TypeError for anything else."""
     if packed is None:
         return None
     stored = unpacked(packed)
@@ -134,7 +134,7 @@ class Succeeded(Verdict, frozen=True, dict=True, gc=True):
     @property
     def value(self) -> Any:
         """The return value, decoded on each access: by the job's return annotation, or without it if middleware has made the verdict.
-        Raises DecodeError if the result cannot be decoded."""
+        None if the result is empty. Raises DecodeError if it cannot be decoded."""
         from taskflow.model.codec import decode_value
 
         return (self._decode or decode_value)(self.result) if self.result else None
@@ -216,8 +216,8 @@ class Completed(Verdict, frozen=True, dict=True, gc=True):
 
 
 def attach_exception(verdict: Verdict, error: BaseException) -> None:
-    """Set the verdict's `exception`. Detach it as soon as the run has ended: the exception holds the variables of the run, and the
-    garbage collector does not see a cycle through a verdict."""
+    """Set the verdict's `exception`. The caller must detach it as soon as the run has ended, because the exception holds the run's
+    variables, and the garbage collector does not see a cycle through a verdict."""
     msgspec.structs.force_setattr(verdict, "exception", error)
 
 
@@ -226,18 +226,18 @@ def detach_exception(verdict: Verdict) -> None:
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The verdict on one lease, and its consequences. They take effect together, or not at all.
+    """The verdict on the run of one lease, and its consequences. They take effect together, or not at all.
 
     `ran_for`    how many seconds the run took
     `keep_for`   how many seconds a successful job is kept
     `follow_ups` envelopes to add in the same transaction
     `progress`   the last progress that the run reported; None if it reported none
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
-    `key`        the key of the job, from its lease, so that a store can read everything it needs at once
-    `limits`     the gates of the job, from its lease, for the same reason
-    `arguments`  the payload of the job, if it's to be kept with the result of a success
-    `awaited_by` the job of its flow that awaits it, if exactly one does, for the same reason as the key
-    `notes`      the notes that the end of a job in a flow writes or drops, for the same reason as the key
+    `key`        the job's key, from the lease; given so that a store can read everything it needs at once
+    `limits`     the job's gates, from the lease; given for the same reason
+    `arguments`  the job's payload, if it's kept with the result of a success; otherwise None
+    `awaited_by` the id of the job in its flow that awaits it, if exactly one does; given for the same reason
+    `notes`      the ids of the notes that the end of a job in a flow writes or drops; given for the same reason
     """
 
     id: bytes
@@ -272,7 +272,7 @@ class Settled(Enum):
     """Nothing changed, because the run has settled the job in a transaction, which has committed. Only a `Completed`, or a run
     that settles its job in a second transaction, is expected to get this answer."""
     HELD_UP = "held up"
-    """Nothing changed, because another program's open transaction has locked the rows. The worker sends the settlement again."""
+    """Nothing changed, because another program's open transaction has locked the records. The worker sends the settlement again."""
 
 
 # --- errors as stores keep them: a sequence of msgpack arrays ----------------------------------------------
@@ -291,7 +291,7 @@ def append_error(errors: bytes | None, error: RunError) -> bytes:
 
 
 def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
-    """Unpack the errors that `append_error` packed. Raises ValueError or TypeError for anything else."""
+    """Unpack the errors that `append_error` packed, oldest first. Raises ValueError or TypeError for anything else."""
     if not errors:
         return ()
     unpacker = msgpack.Unpacker(unicode_errors="surrogatepass")
