@@ -131,7 +131,7 @@ def port(text: str) -> int:
 
 
 def stages(text: str) -> tuple[int | None, ...]:
-    """Parse the sizes of stages, as in 10,100,all. None stands for all remaining jobs."""
+    """Parse the sizes of stages, as in 10,100,all. None means all remaining jobs."""
     return tuple(None if part == "all" else positive(part) for part in text.lower().split(","))
 
 

@@ -44,8 +44,8 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class HealthReport:
-    """Reports a worker's health to its supervisor, or to probes and systemd. Until `show` is called, the worker counts as live but not
-    ready."""
+    """Reports a worker's health to its supervisor or, without one, to probes and systemd. Until `show` is called, the worker counts as
+    live but not ready."""
 
     def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None

@@ -35,7 +35,7 @@ _SET_UP_DJANGO: Final = (
 
 
 class TargetFailed(SystemExit):
-    """A module could not be imported. The message for the user has already been printed. Ends the command, like a wrong option."""
+    """A module could not be imported. The message for the user has already been printed. The exit code is 2, as for a wrong option."""
 
     def __init__(self) -> None:
         super().__init__(int(Exit.USAGE))

@@ -18,7 +18,7 @@ _Invoke = Callable[[HeldLease, AnyJob, Callable[..., Any], tuple[Any, ...], dict
 
 
 class _Group:
-    """The runs served by one call. `call` stands in for a lease where the executor expects one. `present` counts the runs that haven't
+    """The runs served by one call. `call` is the lease that the executor gets for the call. `present` counts the runs that haven't
     received their outcomes yet, and `stopped` the runs that were stopped during the call."""
 
     def __init__(self, job: AnyJob, function: Callable[..., Any], first: HeldLease) -> None:

@@ -42,7 +42,7 @@ class ChildPrinted(WorkerEvent, frozen=True):
 
 
 class LeaseRevoked(WorkerEvent, frozen=True):
-    """The job now belongs to another worker, or has ended. The outcome of its run here will be ignored."""
+    """The job now belongs to another worker, or has ended. The outcome of its run in this worker will be ignored."""
 
     lease: Lease
 

@@ -118,7 +118,7 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def foresee(self, lease: Lease) -> Verdict | None:
-        """Return the verdict that the lease would get without a call of the job's function, or None if the function would be called."""
+        """Return the verdict that the lease would get without calling the job's function, or None if the function would be called."""
         found = self._verdict(HeldLease(lease))
         return found if isinstance(found, Verdict) else found.close()
 
@@ -464,7 +464,7 @@ def end_forked_process() -> NoReturn:
 
 
 def _not_begun(holding: HeldLease) -> Verdict:
-    """Return the verdict for a run that was stopped before its function was called. It does not use up an attempt."""
+    """Return the verdict for a run that was stopped before its function was called. Such a run does not use up an attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 

@@ -17,7 +17,7 @@ from taskflow.worker.children.syscalls import ExitStatus, OutOfMemory, resident_
 from taskflow.worker.supervisor import Supervisor, SupervisorOptions
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
-"""The environment variable that tells a worker about its supervisor: the
+"""The environment variable that leads a worker to its supervisor: the
 descriptor of the socket between them, the supervisor's pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
@@ -30,7 +30,7 @@ READ_AT_ONCE: Final = 4096
 
 REPORT_INTERVAL: Final = 5.0
 DEATH_TTL: Final = 300.0  # seconds after which a death is no longer reported, because by then the session has lapsed anyway
-CHANGED: Final = 0  # stands for changed files in place of a signal number. No signal has this number.
+CHANGED: Final = 0  # sent in place of a signal number when files have changed. No signal has this number.
 FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
 
@@ -224,7 +224,7 @@ class WorkerSocket:
 
 
 class SignalPipe:
-    """Turns signals and file changes into bytes in a pipe. The handlers do nothing, so they interrupt nothing."""
+    """Turns signals and file changes into bytes in a pipe. The signal handlers do nothing, so they interrupt nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -248,7 +248,7 @@ class SignalPipe:
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """Return True if the terminal in which this process was started is gone. A SIGHUP then means that, and isn't a restart request."""
+        """Return True if the terminal in which this process was started is gone. A SIGHUP then reports this, and asks for no restart."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:

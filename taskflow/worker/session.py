@@ -197,7 +197,7 @@ class WorkerSession:
             self._events.emit(events.VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """End the session in the store, which hands back any leases it still has. A lost session doesn't leave while its runs continue."""
+        """End the session in the store, which hands back the leases that are left. A lost session doesn't leave while its runs continue."""
         is_past, within = self._grace_ends_at is None, self._options.stop_timeout
         if is_past and self.runs.under_way:
             return

@@ -33,7 +33,7 @@ _IN_THREAD: Final = ThreadPool._work.__code__
 _OF_A_THREAD: Final = 4 | 2  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 Line = tuple[str, int, str, None]
-"""The file, line number and function of a stack frame. The None stands for the source text, which is read from disk only to show it."""
+"""The file, line number and function of a stack frame. The None is for the source text, which is read from disk only to show it."""
 CHECK_INTERVAL: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor

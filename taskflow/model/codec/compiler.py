@@ -284,7 +284,7 @@ _ABSTRACT = (
 
 
 RETURNED: Final = "return"
-"""The name that stands for the result among the names of secrets."""
+"""The name of the result among the names of secrets."""
 
 
 class Secret:

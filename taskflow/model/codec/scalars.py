@@ -266,7 +266,7 @@ def _parse_path(data: bytes) -> PurePath:
 
 
 def _on_error(letter: bytes) -> str:
-    """Return the error handler for lone surrogates. On POSIX, each stands for a byte of a file name that is not UTF-8."""
+    """Return the error handler for lone surrogates. On POSIX, each represents a byte of a file name that is not UTF-8."""
     return "surrogateescape" if letter in b"Pp" else "surrogatepass"
 
 

@@ -136,7 +136,7 @@ class Shape(msgspec.Struct, frozen=True):
     `tag`        the name with which a union can mark the values; "" if their type does not identify them
     `wide`       True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str
     `fits_json`  returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first such member
-    `keys`       the keys of a TypedDict, by which a union tells its values from those of another
+    `keys`       the keys of a TypedDict, by which a union distinguishes its values from those of another
     `runs_code`  True if decoding runs code in users' classes. Set only on the shapes of a job's arguments and of its result
     """
 

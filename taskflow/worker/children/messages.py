@@ -36,7 +36,7 @@ class ProtocolError(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The base class of all messages. On the socket, the class name identifies a message."""
+    """The base class of all messages. On the socket, the class name identifies a message's type."""
 
 
 class Handshake(Message, frozen=True, kw_only=True):
