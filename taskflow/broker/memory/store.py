@@ -60,13 +60,13 @@ class MemoryStore(ByStep, RecordStore):
         return Claimed([Record(ref, job.rev, dict(job.header), job.sent, job.state, job.content) for ref, job in leased], now)
 
     def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
-        """Lease a particular job, whatever is ahead of it in its queue. Return None if it isn't READY or SCHEDULED, if it waits at a gate,
-        or if its queue is paused. `taskflow.testing` uses this to run the jobs that a test has sent."""
+        """Lease a particular job, whatever is ahead of it in its queue. Return None if it isn't READY or SCHEDULED, if it's SCHEDULED and
+        has limits or a tenant, or if its queue is paused. `taskflow.testing` uses this to run the jobs that a test has sent."""
         state, ref = self._records[Ref(Kind.SESSION, session)], Ref(Kind.JOB, job_id)
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # it waits at a gate, or must pass one
+        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # only the engine may make it READY
             return None
         if stored.header["status"] == SCHEDULED:
             self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})

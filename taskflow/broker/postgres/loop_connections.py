@@ -155,7 +155,7 @@ class LoopConnections:
         while self._wants_look:
             await asyncio.sleep(CHECK_PAUSE)
             self._wants_look = False
-            with contextlib.suppress(BrokerError):  # another process checks them in a minute
+            with contextlib.suppress(BrokerError):  # the next worker that asks whether it should check them does so
                 await self.look()
 
     async def close(self) -> None:

@@ -48,7 +48,7 @@ SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off"
 )
-"""The settings of all functions. Plans are made once, perhaps when there are few records, so they must not scan whole tables."""
+"""Settings of functions that read or write records. Plans are made once, perhaps with few records, so they must not scan whole tables."""
 
 
 def type_of(field: Field) -> str:

@@ -1,4 +1,4 @@
-"""The operations in a caller's transaction: each is one statement, which calls a function in transactional.sql."""
+"""The operations in a caller's transaction. Enqueueing and settling take one statement, which calls a function in transactional.sql."""
 
 from __future__ import annotations
 

@@ -264,8 +264,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def evicts(self) -> bool:
-        """Return True if the server may delete jobs. A volatile-* policy deletes only keys that expire. In taskflow, these are large
-        payloads and results sent ahead of their call, and a call without them has no effect."""
+        """Return True if the server may delete jobs. A volatile-* policy deletes only keys that expire. In taskflow, these are locks,
+        lists of waiting listeners, and large contents sent ahead of their call, which has no effect without them."""
         return self.policy.startswith("allkeys-")
 
     def payload_lost(self, place: str) -> BrokerError:

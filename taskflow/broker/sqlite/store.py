@@ -1,4 +1,4 @@
-"""The store of records in a file. Its hot operations, which are fast paths for jobs without `Flag.TIES`, decide by headers alone."""
+"""The store of records in a file. Its hot operations (fast paths) decide by headers alone, without decoding bodies."""
 
 from __future__ import annotations
 
