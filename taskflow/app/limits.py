@@ -31,7 +31,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
                 them for 200 limits only; the others show 1 if any job waits
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
-    `opens_in`  for a rate, seconds until the next job may start
+    `opens_in`  for a rate, seconds until a job that is sent now may start, after those that wait already; otherwise 0
     `holders`   at most ten of the jobs that hold a slot, running ones first. The search covers 1,000 running and 1,000 ready jobs
     `next`      the waiting jobs that will pass next, at most ten, in their order
     """

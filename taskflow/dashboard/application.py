@@ -34,8 +34,8 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
     event loop of its host.
 
     `authorize`  a function, plain or async, that receives the request, a `starlette.requests.Request`, and returns an `Access`, or None
-                 to refuse the request. It is called for each request. A plain function is called in a thread. Without `authorize`, the
-                 dashboard is closed: the response to every request is a 403
+                 to refuse the request. It may raise Starlette's HTTPException, for example to redirect to a sign-in. It is called for each
+                 request, a plain function in a thread. Without `authorize`, the dashboard is closed: every response is a 403
 
     While the store does not answer, the response is a 503.
     """

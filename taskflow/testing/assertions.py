@@ -37,7 +37,7 @@ class SentJob(NamedTuple):
 
 
 class ExpectedCall:
-    """A call, its options, and the number of times it is expected. Raises TypeError or EncodeError for a call that could not be sent.
+    """A call, its options, and how often it is expected. Raises EncodeError, TypeError or ValueError for a call that could not be sent.
 
     A keyword that the function accepts is an argument. Any other keyword is an option, `options` or `count`. If the function takes
     ``**kwargs``, or the job is given by a name that is unknown here, all keywords except `options` and `count` are arguments.

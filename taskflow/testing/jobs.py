@@ -111,8 +111,8 @@ class TaskflowJobs:
         number of calls (default: one or more). If a parameter of the function has the name of an option, give the option as
         ``options={"queue": "mail"}``. The job may have more `tags` and `headers` than those given. A job may be given by its name.
 
-        Raises AssertionError if the assertion fails, with the most similar calls and their differences. Raises EncodeError or TypeError for
-        a call that could not be sent.
+        Raises AssertionError if the assertion fails, with the most similar calls and their differences. Raises EncodeError, TypeError or
+        ValueError for a call that could not be sent.
         """
         check_enqueued(ExpectedCall(self._app.registry, job, args, kwargs), self._sent(), self._app.registry)
 
