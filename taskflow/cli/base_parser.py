@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the message to stderr and exit with 2. Unlike argparse, leave out the usage, which would hide the message."""
+        """Print the message to stderr, with a hint about a typo, and exit with 2. Leave out the usage, which would hide the message."""
         message = re.sub(r"://\S*", "://***", message)  # hides the password of a misplaced broker URL
         if typo := re.search(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
             name, value, known = typo[1], typo[2].strip("'\""), re.findall(r"[\w-]+", typo[3])

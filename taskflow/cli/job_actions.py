@@ -41,8 +41,8 @@ class Report(msgspec.Struct, kw_only=True):
     dry_run: bool
     matching: int  # the number of jobs that match or were named; in a dry run, named jobs count only if they can be changed
     changed: int = 0
-    asked: int = 0
-    refused: dict[str, int] = {}
+    asked: int = 0  # the number of running jobs that were asked to stop
+    refused: dict[str, int] = {}  # the number of unchanged jobs, by reason
     jobs: list[dict[str, str]] = []  # the result for each job that was named
     stages: list[dict[str, int]] = []  # the stages of `retry --group`
     stopped: str | None = None  # why `retry --group` has stopped early

@@ -63,7 +63,7 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
 
 
 def job_table(records: Sequence[Record]) -> Iterator[str]:
-    """Return the lines of the table. A column without any text is left out."""
+    """Return the lines of a table of these jobs. A column without any text is left out."""
     filled = [column for column in _COLUMNS if any(map(column.cell, records))]
     return terminal.table(filled, records, detail=_DETAIL if any(map(detail, records)) else None)
 

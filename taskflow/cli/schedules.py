@@ -235,7 +235,7 @@ async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
 
 async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
     """Return the names that the user means. A name with control characters, stored by another program, can be given in the escaped form
-    that lists show."""
+    that lists show. Raises ConfigurationError for any other invalid name."""
     usual = [name for name in given if is_schedule_name(name)]
     known = {record.name for record in await broker.admin.schedules(usual)} if usual else set()
     if known.issuperset(given):

@@ -43,7 +43,7 @@ class ForcedExit:
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float, code: int | None = None) -> None:
-        """End the process after `seconds`, with the code of the finished work if given. If called again, the earliest deadline applies."""
+        """End the process after `seconds`, with `code` if the work has finished. If called again, the earliest deadline applies."""
         self._code = self._code if code is None else code
         self._deadlines.put(time.monotonic() + seconds)
 

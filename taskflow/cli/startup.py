@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal arrives while a command starts, or in a block of `raising`."""
+    """Raised when the signal `number` arrives while a command starts, or in a block of `raising`."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker 
 
 
 class Collector:
-    """Makes garbage collections rare until `settle` is called. After that, they skip all objects that existed by then, such as modules."""
+    """Makes garbage collections rare in its `with` block until `settle` is called. After that, they skip the objects of that time."""
 
     def __enter__(self) -> Self:
         self._before = gc.get_threshold()

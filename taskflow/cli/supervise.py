@@ -86,7 +86,7 @@ def _file_watch() -> FileWatch:
 
 
 class SupervisorSocket:
-    """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes."""
+    """A worker's connection to its supervisor, for reports and requests. The worker kills itself when the supervisor's end closes."""
 
     def __init__(self, address: str, *, max_jobs: int | None) -> None:
         descriptor, supervisor, slot = map(int, address.split())  # the parts of the environment variable named by `SUPERVISED`

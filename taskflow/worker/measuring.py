@@ -74,8 +74,8 @@ class WorkerMeasures:
     """Counts a worker's runs as they are settled, its failed broker calls and its lost leases. Any thread may read the counts."""
 
     def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool, deploy: str = "") -> None:
-        """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. If `records` is True, the
-        history is recorded too, under the name `deploy`."""
+        """`facts` returns the numbers of busy and free slots, and the seconds for which the event loop has been blocked. If `records` is
+        True, the history is recorded too, under the name `deploy`."""
         self._facts = facts
         self._records = records
         self._deploy = deploy

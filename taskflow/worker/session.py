@@ -127,7 +127,7 @@ class WorkerSession:
         self._enter(Phase.ENDED)
 
     async def _work(self) -> None:
-        """Claim and run jobs. Return once no jobs are running, except in threads."""
+        """Claim and run jobs until the session winds down or is lost. Return once no jobs are running, except in threads."""
         async with self._running(self.runs.watch):
             async with self._running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.

@@ -190,7 +190,7 @@ class Supervisor:
             self.stop(signal.SIGHUP)
 
     def roll(self) -> None:
-        """Replace the workers one by one. Each is asked to leave once its replacement is working."""
+        """Replace the workers one by one, unless a signal to stop has arrived. Each is asked to leave once its replacement is working."""
         if self._stops:
             return
         log.info("SIGHUP: replacing the workers one by one")
@@ -390,8 +390,8 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _judge(self) -> None:
-        """Once all workers have ended for good, set `code` to their highest exit code. If a signal killed them, or ended them before any
-        had worked, set `code` to that signal's exit code."""
+        """Once all workers have ended for good, set `code` to their highest exit code. After a third signal, or if a signal arrived
+        before any had worked, set `code` to that signal's exit code."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

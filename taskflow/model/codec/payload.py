@@ -60,9 +60,9 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
 
 
 def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list: bool) -> bytes:
-    """Return the payload of a call with one more argument, without decoding anything. The argument is a single value or a list.
+    """Return the payload of a call with one more argument, without decoding anything.
 
-    `values` are bodies of payloads. Raises DecodeError for a payload that is not a map of arguments.
+    `values` are bodies of payloads. If `is_list`, the argument is a list of them, otherwise the only one. Raises DecodeError.
     """
     content, body = open_payload(payload)
     lead = body[0] if body else 0

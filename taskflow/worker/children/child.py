@@ -202,7 +202,7 @@ class Lifespan:
     """Calls the application's `child_initializer` and enters its `child_lifespan`, once, after importing the first job's module."""
 
     def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
-        self.state: Any = NoState() if handshake.has_lifespan else None
+        self.state: Any = NoState() if handshake.has_lifespan else None  # until the child's own lifespan returns a state
         self._hooks = handshake.hooks
         self._calls = calls
         self._leave: Callable[[], Awaitable[Any]] | None = None
