@@ -1,1 +1,1 @@
-"""Layer 2: brokers, which store jobs. `protocol` is their contract, and `memory` its readable specification."""
+"""Layer 2: brokers, which store jobs. `protocol` is their contract, and `engine` has the rules that all brokers share."""

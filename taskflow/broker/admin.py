@@ -289,7 +289,7 @@ class Admin(Protocol):
         ...
 
     async def resume_job(self, job: str) -> bool:
-        """End a pause, and make parked jobs READY in their old places. Return True if more may be left, for a further call. [job_pause]"""
+        """End a pause, and make parked jobs READY in their old places. Return True if more may be left: call again then. [job_pause]"""
         ...
 
     async def paused_jobs(self) -> list[str]:

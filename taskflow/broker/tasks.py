@@ -55,7 +55,7 @@ class Deadline:
         self._is_extended = False
 
     def begin(self, seconds: float) -> None:
-        """Start an operation that may take `seconds`."""
+        """Start guarding an operation that may take `seconds`."""
         due_at = self._due_at = self._loop.time() + seconds
         self._is_extended = False
         if due_at < self._looks_at:
@@ -117,7 +117,7 @@ class Duty:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """Start the task, unless it is running."""
+        """Start the task, unless it is running or `end` was called."""
         if not (self.is_running or self._has_ended):
             self._began_at = time.monotonic()
             self._task = asyncio.create_task(self._run())

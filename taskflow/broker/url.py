@@ -1,4 +1,4 @@
-"""Parses broker URLs. This is the only module that imports a concrete broker, and it imports only the broker that the URL names."""
+"""Parses broker URLs. Only this module and `taskflow.testing` import concrete brokers; this one imports just the one that a URL names."""
 
 from __future__ import annotations
 
