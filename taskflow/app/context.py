@@ -27,7 +27,7 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """The run of a `JobContext`. Any thread may call its methods. `child_headers` is None unless the run is in a child process."""
+    """The run of a `JobContext`. Any thread may call its methods. `child_headers` is None in a worker's run without a child process."""
 
     child_headers: dict[str, str] | None
 
@@ -141,7 +141,7 @@ class JobContext:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers that were sent with the job."""
+        """The headers that were sent with the job and, in a child process, those that middleware gave to `pass_on`."""
         return self._lease.envelope.headers
 
     @property

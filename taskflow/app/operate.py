@@ -246,7 +246,8 @@ class Operate:
         """Yield the selected jobs, or all jobs: ``async for info in operate.jobs(tag="import:42")``.
 
         They are read in pages while the loop runs, one status after another. Held jobs come in order of arrival, scheduled ones by due
-        time, ready ones in the order in which they will run, and ended ones with the latest end first. With a tag, the newest comes first.
+        time, ready ones queue by queue in the order in which they will run, and ended ones with the latest end first. With a tag, the
+        newest comes first.
         """
         app, view = default_app(), view_of("jobs", which)
         async for records in pages(app.client().call, view):
