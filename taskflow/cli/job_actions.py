@@ -117,7 +117,7 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _on_flow(app: App, arguments: argparse.Namespace) -> int:
-    """Cancel a flow as a whole, or retry those of its jobs that have ended without success."""
+    """Cancel a flow as a whole, or retry its jobs that ended without success."""
     call = CallBrokerOnce(broker := await existing_broker(app))
     [named] = command.ids_of([arguments.flow])
     flow, records = await flow_of(call, named)

@@ -92,7 +92,7 @@ _ELSEWHERE: Final = {
 
 
 class _Page:
-    """A job as lines of text. If the page `is_full`, long values and the tracebacks of all errors are shown."""
+    """A job as lines of text. With `is_full`, long values and the tracebacks of all errors are shown."""
 
     def __init__(self, record: Record, limits: Limits, *, is_full: bool) -> None:
         self._record = record

@@ -68,7 +68,7 @@ def _job(app: App, arguments: argparse.Namespace) -> NamedJob:
 
 
 def _json_of(text: str) -> bytes:
-    """Return the JSON of `--args`. Raises ConfigurationError if it is not an object."""
+    """Return the JSON of `--args`, or of stdin for "-". Raises ConfigurationError if it is not a JSON object."""
     try:
         body = (sys.stdin.read() if text == "-" else text).encode()
         given = json.loads(body)

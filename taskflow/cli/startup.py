@@ -89,7 +89,7 @@ RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker 
 
 
 class Collector:
-    """Makes garbage collections rare in its `with` block until `settle` is called. After that, they skip the objects of that time."""
+    """Makes garbage collections rare in its `with` block, until `settle` is called. Later ones skip all objects that existed by then."""
 
     def __enter__(self) -> Self:
         self._before = gc.get_threshold()

@@ -312,7 +312,7 @@ class WorkerRun:
             await has_come.wait()
 
     async def _warn_of_unknown_queues(self) -> None:
-        """Warn about queues in `--queues` that no imported job uses and the store does not know. Usually they are typos."""
+        """Warn about queues in `--queues` that no imported job uses and the store does not know. Usually, their names are misspelled."""
         if not self.options.queues.names:
             return
         known = {queue for job in self.app.registry for queue in job.queues}

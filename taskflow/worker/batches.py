@@ -34,7 +34,7 @@ class _Group:
 class Batches:
     """An executor's batches. Each batch occupies one slot of the worker, from its first waiting run until its call ends.
 
-    `invoke` calls a function the way the executor does for a lease, and `limit` starts a run's time limit. If `waits` is False, a batch
+    `invoke` calls a function for a lease, as the executor does, and `limit` starts a run's time limit. If `waits` is False, a batch
     doesn't wait for further jobs: the call is made as soon as the available runs have begun.
     """
 

@@ -88,7 +88,7 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count those settlements of a batch that took effect. Those with the same queue, job and verdict are counted together."""
+        """Count the settlements of a batch that took effect. Those with the same queue, job and verdict are counted together."""
         alike = defaultdict[tuple[str, str, type[Verdict]], tuple[list[int], list[float]]](lambda: ([], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:

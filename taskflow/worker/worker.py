@@ -100,7 +100,7 @@ class Drain:
         return True
 
     async def queues(self) -> list[QueueInfo]:
-        """Return those of the worker's queues that the store knows."""
+        """Return the worker's queues that the store knows."""
         return [queue for queue in await self._broker.admin.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueInfo) -> Counter[str]:

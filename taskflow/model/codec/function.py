@@ -283,7 +283,7 @@ class FunctionCodec:
         raise EncodeError(f"{self.name} has no free parameter for a result: use bind() for a call that ignores the result")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
-        """Encode arguments from `around`, which lack that of the parameter `takes`. Raises the same errors as `encode_arguments`."""
+        """Encode the arguments from `around`, which lack only the parameter `takes`. Raises the same errors as `encode_arguments`."""
         return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
 
     def decode_around(self, takes: str, payload: bytes) -> CallArguments:
