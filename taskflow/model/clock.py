@@ -135,8 +135,8 @@ class Chance(Protocol):
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
-"""Draws from the operating system. Two processes whose generators have the same state would make the same ids, and jobs would be lost. This
-could happen because some applications seed the random module's generator, and C code that forks, as in uWSGI, copies any generator."""
+"""Draws from the operating system. If the generators of two processes had the same state, they would make the same ids, and jobs would be
+lost. Some applications seed the random module's generator, and C code that forks, as in uWSGI, copies the state of any generator."""
 
 
 class _SystemChance:

@@ -31,7 +31,7 @@ class OnConflict(IntEnum):
     KEEP = 0
     """Keep the existing job, and return it to the caller."""
     REPLACE = 1
-    """Cancel the existing job if it is waiting. If it is running, hold the new job until it ends."""
+    """Cancel the existing job if it is waiting. If it is running, hold the new job until that run ends."""
     DEBOUNCE = 2
     """Give the existing job the call's arguments if it is waiting, and move its due time. If it's running, do the same as REPLACE."""
 
@@ -236,7 +236,7 @@ CAUSED_BY: Final = "tf-caused-by"
 """The header in which a follow-up (an `on_failure` call) carries the id of the job that failed."""
 
 MAX_FOLLOW_UP: Final = 32_768
-"""The maximum size in bytes of an `on_failure` call, which is stored with its job. This includes the call's own `on_failure`."""
+"""The maximum size in bytes of an `on_failure` call, which is stored with its job. This size includes the call's own `on_failure`."""
 
 _NO_ID: Final = bytes(16)
 _DECODER: Final = msgspec.msgpack.Decoder(Envelope)

@@ -1,4 +1,4 @@
-"""The cause of a failed job: the fingerprint of its failure, which ignores ids and numbers in its message, and the deploy."""
+"""The cause of a failed job: the deploy, and a fingerprint of the failure, which ignores ids and numbers in the message."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MAX_CHARACTERS: Final = 300
 
 
 def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
-    """Return the cause to store with a job that the verdict ends as FAILED, or None for a verdict that doesn't."""
+    """Return the cause to store with a job that the verdict ends as FAILED, or None if the verdict has another effect."""
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     if isinstance(verdict, Failed):

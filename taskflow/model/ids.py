@@ -1,4 +1,4 @@
-"""Job ids, which are UUIDv7. The client makes them, so resending an enqueue adds no second job."""
+"""Job ids, which are UUIDv7. The client makes them, so sending a call again adds no second job."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" means any queue. Raises ValueError."""
+    """Return the stored form of a key: 16 bytes of the SHA-256 of queue ("" for any), job and key. Raises ValueError for an invalid key."""
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 

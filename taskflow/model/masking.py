@@ -121,5 +121,5 @@ def _number(value: float | None) -> Any:
 def _text(value: object) -> str:
     try:
         return value.isoformat() if isinstance(value, date | time) else str(value)
-    except Exception:  # a class that the application has registered
+    except Exception:  # the value may be of an application's class
         return shown(value)

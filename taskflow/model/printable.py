@@ -88,7 +88,7 @@ def _clock(at: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration from 0 on in days, hours, minutes or seconds. Only a one-digit number is followed by a smaller unit: 3d4h, 12d."""
+    """Return a duration in days, hours, minutes or seconds. A smaller unit follows only one digit: 3d4h, but 12d. Negative ones give 0s."""
     whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
     for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:

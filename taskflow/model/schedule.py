@@ -42,7 +42,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule that upkeep has given its caller to fire. Times are in microseconds since 1970, by the store's clock.
 
     `next_at`  the next instant to fire; None if the caller has to compute it
-    `since`    if `next_at` is None, compute the first instant after this
+    `since`    if `next_at` is None, the time after which to search for the next instant
     `now`      the store's current time
     """
 

@@ -26,7 +26,7 @@ CatchUp = Literal["none", "latest", "all"]
 
 PROMPT: Final = 10.0
 """Seconds by which a schedule may be late and still fire as usual; `catch_up` applies only if it is later than that.
-If a worker is killed while firing a schedule, the delay is shorter than this."""
+If a worker is killed while firing a schedule, that causes a shorter delay."""
 
 MAX_COUNTED: Final = 100
 """The maximum number of missed instants that are counted at once. Further ones are skipped without being counted."""

@@ -12,7 +12,7 @@ from taskflow.model.errors import BrokerError
 T = TypeVar("T")
 
 STALE_BEFORE_TURN: Final = 2
-"""How many times an operation may be stale before it waits for its turn."""
+"""The number of stale changes after which an operation waits for its turn."""
 
 CONTENTION_TTL: Final = 1.0
 """How many seconds a record counts as contested. Operations that read it in this time wait for their turn from the start."""
@@ -78,7 +78,7 @@ class Contention:
 
 
 CHANGES: Final = (Apply, HandOver)
-"""The effects that change records an operation has read."""
+"""The effects that change records which the operation has read before."""
 
 
 def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:

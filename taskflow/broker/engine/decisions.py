@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_FILLS: Final = 16
 
 PORTION: Final = 500
-"""The maximum number of jobs in flows that are changed at a time."""
+"""The maximum number of jobs that actions on flows change at a time."""
 
 MAX_READY_FOR: Final = 5_000_000
 """Microseconds for which a READY job keeps its slots while jobs of other queues wait for them."""
@@ -340,8 +340,8 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. `item` is the job's id, and how many of those may.
-    `awaits` is read after they were counted, and can't rise in between."""
+    """Cancel a HELD job if its `awaits` exceeds the number of awaited jobs that may still succeed. `item` is the job's id and that number.
+    `awaits` is read after these jobs were counted, and can't rise in between."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:
@@ -350,7 +350,7 @@ def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
 
 
 def _put_off(draft: Draft, item: tuple[bytes, flows.Action]) -> None:
-    """Store how far an action has got, unless it was replaced, so that upkeep continues there."""
+    """Unless an action was replaced, store how far it has got, so that upkeep continues there."""
     if flows.is_current(draft, *item):
         flows.put(draft, *item)
         draft.wake(topics.DUE)

@@ -110,7 +110,7 @@ class Draft:
     """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are those that the query contains for gates and lines (see turns.py). Their entries come last in `seen`."""
+        """`scans` are the query's scans for gates and lines (see turns.py). Their entries come last in `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
@@ -355,7 +355,7 @@ def decide(
         chosen = [items[number] for number in numbers]
         is_whole = tries == 1 if together is None else together
         drafted = yield from _draft(chosen, one, rules, look, known, sizes, heads, together=is_whole, foreseen=foreseen)
-        foreseen = foreseen._replace(seen=None)  # later rounds read again
+        foreseen = foreseen._replace(seen=None)  # later rounds query again
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue

@@ -36,7 +36,7 @@ class Entries(NamedTuple):
 
 
 def compare_entries(kind: int, records: Iterable[tuple[bytes, bytes | None, bytes | None]], stored: set[Pair]) -> Entries:
-    """Compare an index's stored entries with those that the records (id, `sent` and `state`) need. Ignore those of undecodable records."""
+    """Compare an index's stored entries with those that records (id, `sent`, `state`) need. Ignore the entries of undecodable records."""
     needed, unreadable = set[Pair](), set[bytes]()
     for record_id, sent, state in records:
         values = _values(kind, sent, state)

@@ -72,7 +72,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def extent(self) -> tuple[int, bytes, int, int]:
-        """The kind, owner and scope. Actions with the same extent are carried out together: many jobs of a flow may fail at once."""
+        """The kind, owner and scope. Many jobs of a flow may fail at once, so actions with the same extent are carried out together."""
         return self.what, self.owner, self.first, self.last
 
 

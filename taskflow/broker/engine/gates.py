@@ -98,7 +98,7 @@ def in_force(record: Plain, gate: Gate) -> Gate:
 
 
 def admit(draft: Draft, job: Job) -> bool:
-    """Take a slot of each of a job's gates, and pay its rates. Return False, and take none, if it has to wait at a gate or until later."""
+    """Take a slot of each of a job's gates, and pay its rates. If it has to wait, at a gate or for a rate, take none and return False."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
     draft.require(_refs_to_admit(draft, job))
     if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:

@@ -34,7 +34,7 @@ _decode: Final = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def names_in(state: object) -> tuple[str, ...]:
-    """Return the names in the record's state, or an empty tuple if it can't be decoded."""
+    """Return the job names in the state of the record `PAUSED`, or an empty tuple if the state can't be decoded."""
     try:
         return tuple(_decode(state)) if isinstance(state, bytes) else ()
     except msgspec.MsgspecError:

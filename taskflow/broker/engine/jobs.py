@@ -76,7 +76,7 @@ _NOTHING_STORED: Final = Snapshot(0, 0, b"", {}, ([], [], []))
 
 
 def _add_new(envelopes: Sequence[Envelope], refs: Sequence[Ref], rules: Rules) -> Operation[list[Added | Refused] | None]:
-    """Add due jobs without a query, as if neither they nor their keys existed. Return None if one of these does exist."""
+    """Add due jobs without a query, as if neither they nor their keys existed. Return None, and add none, if one of these exists."""
     draft = Draft(_NOTHING_STORED._replace(records=dict.fromkeys(refs)), rules)
     answers = draft.decide(envelopes, moves.add, together=True)
     [answer], _ = yield Apply([step for _, step in draft.steps()], grows=True)

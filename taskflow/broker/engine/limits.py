@@ -110,7 +110,7 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Set a gate's number to `gate.most`. With `is_set`, it then overrides the numbers that senders declare; otherwise they may change it.
+    """Set a gate's number to `gate.most`. With `is_set`, this overrides the numbers that senders declare; otherwise they may change it.
     Jobs that can now pass the gate become READY."""
 
     def one(draft: Draft, gate: Gate) -> None:

@@ -32,7 +32,7 @@ class Kind:
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
     NOTE: Final = 11
-    """The result or failure of a job in a flow, for a job that awaits it. The id is that job's id and the input's number (4 bytes)."""
+    """The result or failure of a job in a flow, for a job that awaits it. The id is the latter's id and the input's number (4 bytes)."""
     FLOW: Final = 12
     """Work that remains to be done on the jobs of a flow: see flows.py."""
     TURN: Final = 13
@@ -159,7 +159,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("cause", _B),
         _F("gate", _B),  # the gate at which a SCHEDULED job waits
         _F("member", _B),  # of a job in a flow: the flow's id (16 bytes), and the job's number in the flow (4 bytes)
-        _F("since", _N),  # when an ADMITTED job became READY, or a FAIR one took its place
+        _F("since", _N),  # when an ADMITTED job became READY, or a FAIR one took its place in a line
     ),
     # `holder` is a live job, and `next` waits behind it while it runs. The record doesn't show which of them waits and which one runs,
     # because a claim changes that without seeing the key. A decision about a key loads both jobs, and expects their revisions.

@@ -31,11 +31,11 @@ MAX_LEASES: Final = 100_000
 """The maximum number of leases of one session that a heartbeat checks."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
-"""Finds the latest heartbeats of any sessions. Those of dead sessions count too, because they show that the store was available."""
+"""Finds the latest heartbeats across all sessions. A dead session's count too, because they show that the store was available."""
 
 MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
-"""The sessions that lapse first, and those that lapse last. After a reboot, the latter date from before the reboot."""
+"""Find the sessions that lapse first, and those that lapse last. After a reboot, the latter date from before the reboot."""
 
 LAPSED: Final = Scan("lapsing", 1)
 """Finds the session that lapses first. Heartbeats and registrations check whether it has lapsed."""
