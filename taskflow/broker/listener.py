@@ -117,7 +117,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record that topics were announced, unless the subscription was lost since. `times` is the former value of `self.times`."""
+        """Record that topics were announced when `self.times` was `times`, unless the subscription has been lost since."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 

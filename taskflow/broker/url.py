@@ -41,8 +41,8 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
     """Return the broker for a URL, without opening a connection.
 
-    Raises BrokerUrlError, naming the faulty part, if the URL is invalid, ConfigurationError if this version
-    lacks the broker, and DriverMissing if its driver is not installed. No message shows a password.
+    Raises BrokerUrlError, naming the faulty part, if the URL is invalid; ConfigurationError if this version lacks
+    the broker; and DriverMissing if the broker's driver is not installed. No message shows a password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")

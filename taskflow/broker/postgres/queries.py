@@ -191,7 +191,7 @@ order, because only a nested loop can join them."""
 
 
 def scanning() -> str:
-    """Return the functions for the hot scans, and a function for all other scans."""
+    """Return the functions for the hot scans, for scans of many gates, and for all other scans."""
     lines = []
     for shape in HOT_SCANS:
         index = BY_INDEX[shape.of]

@@ -131,7 +131,7 @@ class PostgresTransactional:
         return Settled(answer["settled"])
 
     def _call(self, function: str, request: str) -> Steps[Any]:
-        """Call one of the functions. Raises StoreFull if it refuses the call."""
+        """Call one of the functions, and return its decoded answer. Raises StoreFull if it refuses the call."""
         [(text,)] = yield Statement(f'SELECT "{self._schema}".{function}(%s)', (request,))
         answer = json.loads(_text(text))
         if "refused" in answer:

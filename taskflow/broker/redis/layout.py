@@ -55,7 +55,7 @@ def text_bytes(text: str) -> bytes:
 
 
 def ended(value: bytes) -> bytes:
-    """Encode bytes of any length for a member of an index: escape zeros, and add an end mark that sorts before any continuation."""
+    """Encode bytes of any length for a member of an index: escape zero bytes, and add an end mark that sorts before any continuation."""
     return value.replace(b"\0", b"\0\xff") + b"\0\1"
 
 

@@ -84,7 +84,7 @@ _WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
-    """Return the leases on jobs in the fixed layout (see records.lua). Return None if one is stored otherwise or can't be read."""
+    """Return the leases on jobs in the fixed layout (see records.lua). Return None if a job is stored in another form or can't be read."""
     leases = list[Lease]()
     try:
         for at in range(0, len(found), 2):

@@ -157,8 +157,8 @@ class RedisStore:
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, listener: str, *, is_listed: bool
     ) -> tuple[list[bytes], bool, int] | None:
-        """Return the leased jobs' ids and records alternately, whether the server will notify the listener of new jobs, and the store's
-        time. Return None if there is no such living session."""
+        """Lease jobs. Return their ids and records alternately, whether the server will notify the listener of new jobs, and the store's
+        time. Return None if there is no such living session. Jobs found unreadable are stored as FAILED."""
         head = request.to_bytes(8, "big")
         reply = await self._call("claim", pack([new_rev(), session, request, head, list(queues), limit, listener, is_listed]))
         if reply == b"LOST":

@@ -63,7 +63,7 @@ class Pending(NamedTuple):
 
 
 class Counts(RecordReader):
-    """Counts jobs and events in memory during a transaction, and writes the counts once at its end."""
+    """Counts jobs and events in memory during a transaction, and writes the counts at its end, or before a query that reads them."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock)

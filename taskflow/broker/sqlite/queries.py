@@ -42,7 +42,7 @@ class RecordReader:
         )
 
     def records(self, refs: Iterable[Ref], *, with_content: bool = False) -> dict[Ref, Record]:
-        """Return those of the named records that exist, by their refs."""
+        """Return the records that exist among those with these refs, by ref."""
         by_kind: dict[int, list[tuple[bytes]]] = {}
         for kind, record_id in refs:
             by_kind.setdefault(kind, []).append((record_id,))
@@ -224,7 +224,7 @@ class Packing:
         self.select = _select([name for name, _ in plain], large)
 
     def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
-        """Return the rows. A row with a value that must be read separately is longer than the others."""
+        """Return the rows. A row is longer than usual if one of its values must be read separately, or is damaged."""
         at, joined = 0, joined or b""
         try:
             rows = _decode(packed)

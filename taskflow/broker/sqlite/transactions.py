@@ -162,7 +162,7 @@ class Transactions:
             pauses += 1
 
     def _fail(self, group: Sequence[QueuedOperation], error: BaseException) -> None:
-        """Give the operations this error. If it's about the file, or a refusal, close the file, so that the next call opens it again."""
+        """Give the operations this error. If it concerns the file, or is a refusal, close the file, so that the next call reopens it."""
         for number, queued in enumerate(group):
             queued.answer, queued.error = None, error
             if number and is_about_the_file(error):

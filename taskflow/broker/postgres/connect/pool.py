@@ -144,7 +144,7 @@ class ConnectionPool:
     async def _acquire(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
         """Take a connection from the pool, or open one. Prefer `last`, then a connection that has run the same statement and few others.
 
-        A session plans a statement when it first runs it, which takes the server ten times as long as the call itself.
+        A session plans a statement on its first run, which takes the server ten times as long as the call itself.
         """
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
