@@ -30,7 +30,7 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default value of a parameter for which `function` makes a value in each run.
+    """The default of a parameter. In each run, `function` makes the parameter's value.
 
     `takes_context`  True if the function's first parameter gets the run's `JobContext`
     `needs`          the function's own dependencies, by parameter name
@@ -266,7 +266,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
 
 
 def _stay(error: BaseException | None, raised: BaseException, dependency: Dependency) -> None:
-    """Add to the job's error a note of the error that a dependency raised during cleanup. Without a job's error, raise the dependency's."""
+    """Add to the job's error a note of what a dependency raised during cleanup. If the job raised no error, raise the dependency's."""
     if error is None:
         _raise(raised, dependency)
     if raised is not error:

@@ -38,7 +38,7 @@ class JobSelection(TypedDict, total=False):
     `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
     `header`        they have this header ("name"), or the header with this value ("name=value")
     `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta
-    `poison`        if True, they failed because their workers were lost repeatedly; False is no condition
+    `poison`        if True, they failed because their workers were lost repeatedly; False sets no condition
     """
 
     tag: str | None

@@ -27,7 +27,7 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """The run of a `JobContext`. Any thread may call its methods. `child_headers` is None in a worker's run without a child process."""
+    """The run of a `JobContext`. Any thread may call its methods. `child_headers` has headers for its child process; None without one."""
 
     child_headers: dict[str, str] | None
 
@@ -152,8 +152,8 @@ class JobContext:
         return self._lease.envelope.headers.get(CAUSED_BY)
 
     def pass_on(self, headers: Mapping[str, str]) -> None:
-        """Give this run's child process further headers, beside those that were sent. Middleware may call this before `call_next`. This has
-        no effect if the function runs in the worker."""
+        """Give this run's child process these headers, in addition to those that were sent. Middleware may call this before `call_next`. It
+        has no effect if the function runs in the worker."""
         if self._run is not None and self._run.child_headers is not None:
             self._run.child_headers.update(headers)
 

@@ -45,7 +45,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False
     counts: Mapping[Status, int] = {}  # of the job's queue
-    positions: Mapping[bytes, int] = {}  # how many jobs run before each of its queue's first ready jobs, by job id; empty if not counted
+    positions: Mapping[bytes, int] = {}  # how many jobs run before each of the queue's first ready jobs, by job id; empty if not counted
     workers: Sequence[SessionRecord] = ()  # the sessions of all workers, even of those that no longer send heartbeats
     rate: float | None = None  # claims per second from the job's queue; None if not measured
 

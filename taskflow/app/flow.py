@@ -61,7 +61,7 @@ class Branch(Generic[R_co]):
     def __or__(self: Branch[A], other: Takes[A, S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
         """Return a flow in which `other` follows this one; it is a `Group` if `other` is a group. Jobs, and links made by `partial`, take
-        the result as an argument, also in a group. Calls made by `bind`, flows and groups of these only wait for it. Raises TypeError or
+        the result as an argument, even in a group. Calls made by `bind`, flows and groups of these only wait for it. Raises TypeError or
         ValueError for a job that cannot be in a flow."""
         return _followed(self._to_chain(), other)
 

@@ -94,8 +94,8 @@ class JobHandle(Generic[R_co]):
 
     async def run_now(self) -> Status | None:
         """Make the job ready if it waits for its time or for its next attempt, and return its previous status, or None if the store does
-        not know the job. Any other job is left as it is, also one that waits for other jobs, for a running job with its key, or at a
-        limit."""
+        not know the job. Any other job is left as it is, including one that waits for other jobs, for a running job with its key, or
+        at a limit."""
         [found] = await self._app.client().call(lambda broker: broker.admin.run_now([self._id]))
         return found
 

@@ -175,7 +175,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:
-        """Compute the options, with the names of secrets. Until the annotations are resolved, the names are unknown; nothing is cached."""
+        """Compute the options, with the names of secrets. Cache nothing until the annotations are resolved: they say what is secret."""
         resolved = super()._resolve(settings)
         if not self.codec.is_resolved:
             self._resolved = UNRESOLVED

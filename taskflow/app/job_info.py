@@ -86,7 +86,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `attempt`      the number of the current or next attempt, or of the last one if the job has ended
     `errors`       one entry for each run that failed or was lost, oldest first. If they exceed 64 KiB, only the last one is kept
     `due_at`       when the job may start; no run starts after `expires_at`
-    `failures`     how many attempts failed since the job was sent or retried; `crashes` counts the workers lost in its runs
+    `failures`     how many attempts failed since the job was sent or retried; `crashes` counts the runs lost with their worker
     `started_at`   when the last run started; None if no run has started since the job was sent or retried
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded

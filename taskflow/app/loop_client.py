@@ -211,7 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. Above `MAX_ITEMS`, the timeout grows in proportion, as long as the store would recognize repeats."""
+        """Add envelopes in one step. Above `MAX_ITEMS`, the timeout grows in proportion, up to `MAX_FLOW_TIMEOUT`: repeats must be safe."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 

@@ -385,7 +385,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def _instant(value: object) -> int:
-    """Convert an aware datetime to microseconds since 1970; earlier ones give 0. Raises TypeError or ValueError for any other value."""
+    """Convert an aware datetime to microseconds since 1970; earlier times give 0. Raises TypeError or ValueError for any other value."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:

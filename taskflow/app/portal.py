@@ -71,7 +71,7 @@ INTERRUPTED: Final = (
 """The message if the caller would wait for a lock that its thread holds, or for an answer that only its thread can give."""
 
 _STORE_THREADS: Final = "taskflow-sqlite-"
-"""How the names of a store's threads begin. A call that waits in such a thread would never end, because this thread answers it."""
+"""How the names of a store's threads begin. A call that waits in such a thread would never end, because the thread has to answer it."""
 
 
 class CallersThread(Executor):

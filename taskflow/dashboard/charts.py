@@ -71,8 +71,8 @@ async def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: 
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
-    """Return the last `MAX_MARKS` positions at which a deploy begins, with its name: none of its runs are in the `MAX_QUIET` periods with
-    runs before. Deploys in the first period are left out, because they may have begun earlier."""
+    """Return the last `MAX_MARKS` positions where a deploy begins, with its name: the `MAX_QUIET` periods with runs before have none
+    of its runs. Deploys in the first period are left out, because they may have begun earlier."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:

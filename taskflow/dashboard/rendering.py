@@ -112,7 +112,7 @@ _templates.filters |= {"cut": one_line, "number": "{:,}".format, "as_json": part
 _templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "most": MAX_ROWS, "statuses": [*Status]}
 _templates.globals |= {"end": Markup("</tbody></table></div>"), "is_parked": is_parked, "with_query": with_query}
 _templates.globals |= vars(_templates.get_template("macros.html").module)
-for _name in _templates.list_templates():  # compiled now: for the first viewers, this would block the host's event loop
+for _name in _templates.list_templates():  # compiled now, because compiling for the first viewers would block the host's loop
     _templates.get_template(_name)
 
 

@@ -250,8 +250,8 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
-        """Enter the lifespan once for all runs in the block. At the end of the block, raise AssertionError if a schedule is invalid, or, if
-        `raises` is True, the failures of jobs."""
+        """Enter the lifespan once for all runs in the block. At the end of the block, raise AssertionError if a schedule is invalid.
+        Otherwise, if `raises` is True, raise the failures of jobs."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             lifespan_state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
