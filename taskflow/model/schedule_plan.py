@@ -109,14 +109,14 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.times.tz if isinstance(self.times, CronTimes) else "UTC"
 
     def delay_of(self, name: str, instant: int) -> int:
-        """Return the delay of an instant, up to `jitter`, in microseconds. All workers derive the same delay from name and instant."""
+        """Return the delay of an instant, up to `jitter`, in microseconds. All workers derive it from the name and the instant."""
         if not self.jitter:
             return 0
         drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
         return int(drawn * self.jitter * MICROSECONDS)
 
     def lag_of(self, name: str, instant: int | None, now: int) -> float:
-        """Return how many seconds `now` is after an instant plus its jitter; negative if it is before that, 0 if there is no instant."""
+        """Return how many seconds have passed at `now` since an instant plus its delay; negative before that, 0 if there is no instant."""
         return 0.0 if instant is None else to_seconds(now - instant - self.delay_of(name, instant))
 
     def envelopes_for(

@@ -100,7 +100,7 @@ def _about(stored: Any) -> dict[str, Any]:
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A heartbeat's report on one run: how many seconds ago the run began, and the run's progress if that has changed, or None."""
+    """A heartbeat's report on one run: how many seconds ago the run began, and the run's progress, or None if that has not changed."""
 
     claim: ClaimId
     running_for: float

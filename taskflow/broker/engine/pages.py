@@ -21,7 +21,7 @@ AT_ONCE: Final = 200
 
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
-    """List up to `request.limit` jobs that match the view, in the order of their positions. Examine at most `request.most` jobs."""
+    """List up to `request.limit` jobs after `request.after` that match the view, in order. Examine at most `request.most` jobs."""
     listed, examined, after = list[tuple[Callable[[], Record], Position]](), 0, request.after
     while True:
         wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # if some didn't match, read more at once
@@ -129,7 +129,7 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))
-    at_once = min(limit + 1, 2 + 2 * limit // max(1, len(names)))  # of each queue
+    at_once = min(limit + 1, 2 + 2 * limit // max(1, len(names)))  # entries of each queue
     heads = yield from _heads(status, dict.fromkeys(names, behind), at_once)
     have_more = {name for name, queue in heads.items() if len(queue) == at_once}
     merged, entries = [(_order(status, queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()

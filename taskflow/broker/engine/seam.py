@@ -41,7 +41,7 @@ The engine writes only job headers with these properties. A store may refuse oth
   [claim_turns]   If no queues are given, a claim goes through all queues with READY jobs, starting at a different one with each request.
   [claim_skips]   A claim skips jobs that have expired, and queues that are paused. A queue is paused if it has a record.
   [claim_repeat]  If the session's last request is repeated, it gets the same leases, except those no longer held. Older requests get none.
-  [claim_dead]    A claim of an unknown or dead session returns None.
+  [claim_dead]    A claim by an unknown or dead session returns None.
   [claim_writes]  A lease sets status, `epoch` (plus 1), `session`, `claim`, `claimed_at`, `claimed_steady` and `worker`, clears
                   `started_at`, and is counted. The request's number is stored in the session's record, whose revision doesn't change.
 
@@ -55,7 +55,7 @@ The engine writes only job headers with these properties. A store may refuse oth
                  which of the named jobs await nothing any more, or don't exist. Instead of returning a job, it may make it READY if
                  `promote` would do so.
   [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
-                 jobs have ties other than limits or another fence, or of all runs if the step is stale.
+                 jobs have another fence or ties other than limits, or of all runs if the step is stale.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. It sets a HELD job's `due_at` to now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It leaves jobs
                  with ties alone, and returns them.
@@ -198,7 +198,7 @@ class Locked(NamedTuple):
 
 
 class Full(NamedTuple):
-    """A bound would be exceeded. If the store has no room, `refs` is empty and `says` is the message for the caller."""
+    """Additions to `refs` would exceed a bound. If the store has no room, `refs` is empty and `says` is the message for the caller."""
 
     refs: tuple[Ref, ...] = ()
     says: str = ""
@@ -217,6 +217,7 @@ class Scan(NamedTuple):
     `prefix`        the first fields of the entries' positions; in an index with `entries`, positions begin with the entry's value
     `after`         the position after which the entries begin, in the direction of the scan; None to begin at the first
     `until`         the position at which the entries end, inclusive; None for no end
+    `backwards`     True to scan in descending order of positions
     `with_records`  False to get positions and refs only
     """
 
@@ -337,7 +338,7 @@ class Run(NamedTuple):
 class Ended(NamedTuple):
     """The answer to `succeed`.
 
-    `answers`   for each run: True if it was ended now or before, False if its fence is outdated, None if its job has ties
+    `answers`   for each run: True if it was ended now or before, False if its fence doesn't match, None if its job has ties
     `released`  the jobs named as `awaited_by` that await nothing any more and aren't READY, or that don't exist
     """
 
