@@ -74,7 +74,7 @@ def _default(field: Field) -> str:
 
 
 def updated(kind: int, source: str) -> str:
-    """Return the UPDATE statement for records, from the rows `source`. For jobs, o has the former queue and status."""
+    """Return the UPDATE statement for records, from the rows `source`. For jobs, the alias `o` has the former queue and status."""
     fields = [_updated(kind, field) for field in put_fields(kind)]
     parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
     table, former = f"@.{TABLES[kind]}", ", queue, status" if kind == Kind.JOB else ""

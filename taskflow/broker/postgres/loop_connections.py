@@ -155,7 +155,7 @@ class LoopConnections:
         while self._wants_look:
             await asyncio.sleep(CHECK_PAUSE)
             self._wants_look = False
-            with contextlib.suppress(BrokerError):  # the next worker that asks whether it should check them does so
+            with contextlib.suppress(BrokerError):  # a later check, perhaps in another process, makes up for this one
                 await self.look()
 
     async def close(self) -> None:

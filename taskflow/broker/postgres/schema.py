@@ -207,7 +207,7 @@ BEGIN
 END
 $$;"""
 
-# CREATE SCHEMA needs the right to create schemas, even with IF NOT EXISTS.
+# CREATE SCHEMA IF NOT EXISTS needs the right to create schemas, even if this one exists.
 _MAKE_SCHEMA: Final = """\
 DO $$
 BEGIN

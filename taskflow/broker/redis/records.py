@@ -93,8 +93,8 @@ def unreadable(ref: Ref, stored: bytes) -> Record:
 
 
 def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
-    """Return the record of an ended job. Return None if the waiter has to read it, because it wasn't sent, is unreadable, isn't kept, or
-    has its content stored separately."""
+    """Return the record of an ended job. Return None if the waiter has to read the job, because its record wasn't sent, is unreadable,
+    isn't kept, or has its content stored separately."""
     if not stored:
         return None
     record = record_of(Kind.JOB, job_id, stored, with_content=True)

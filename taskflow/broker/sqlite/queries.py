@@ -319,7 +319,7 @@ class RecordPacking(Packing):
                 continue
             name, row[place] = self.names[place], None
             is_part_of_job = self._kind == Kind.JOB and name != "content"
-            if value > (SMALL if is_part_of_job else LARGE if name in PARTS else 0):  # another program has written it
+            if value > (SMALL if is_part_of_job else LARGE if name in PARTS else 0):  # so large a value was written by another program
                 damage.append(f"{name}\t{int(value)} bytes")
             else:
                 statement = f'SELECT {name} FROM "~{TABLES[self._kind]}" WHERE id = ?'
