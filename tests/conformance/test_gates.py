@@ -316,6 +316,13 @@ async def test_gate_acts(world: World) -> None:
     assert (await world.record(later)).waiting_for == "limit limit"
 
 
+async def test_gate_acts__rate(world: World) -> None:
+    """`run_now` leaves a job that waits for a rate its place, and doesn't use up another one."""
+    jobs = [await world.add(limits=(rate(6),)) for _ in range(3)]
+    assert await world.broker.admin.run_now([jobs[1].id]) == [Status.SCHEDULED]
+    assert await due_in(world, *jobs, await world.add(limits=(rate(6),))) == [0.0, 10.0, 20.0, 30.0]
+
+
 async def test_gate_acts__listed(world: World) -> None:
     """Jobs that wait at a gate are listed as SCHEDULED, among the others by their due times."""
     await limited(world)

@@ -228,7 +228,7 @@ def _run_now(draft: Draft, job_id: bytes) -> Status | None:
     if job is None or not job.is_kept(draft.now):
         return None
     found = BY_CODE[job.status]
-    if found is Status.SCHEDULED and job.header["gate"] is None:
+    if found is Status.SCHEDULED and job.header["gate"] is None and job.state.paid is None:  # no limit has set its due time
         job.header["due_at"] = NOW
         moves.enter(draft, job, Event.DUE)
     return found

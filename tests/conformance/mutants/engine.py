@@ -287,6 +287,10 @@ gates.declare: gate_number: a deployed number has no effect
 - for gate in limits:
 + for gate in ():
 
+admin._run_now: gate_acts: run_now sends a job that waits for a rate to the end of the line
+- and job.state.paid is None
++
+
 moves.enter: gate_acts: a retried job passes its gates without a slot
 - gates.admit(draft, job)
 + True
