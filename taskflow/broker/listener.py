@@ -83,7 +83,6 @@ class Listener(ABC):
         self._errors: tuple[type[Exception], ...] = (*errors, BrokerError)
         self._armed: set[str] = set()
         self._wanted: set[str] = set()
-        self._unheard = 0
         self._was_nudged = False
         self._ended: dict[bytes, Record] = {}
         self._is_on = asyncio.Event()
@@ -162,10 +161,7 @@ class Listener(ABC):
             self._armed -= heard
         for topic in heard:
             if topic == ANY_QUEUE or topic.startswith(QUEUE_PREFIX):
-                self._was_nudged = True
-                if disarms and not self.flag.hears(topic):
-                    self._unheard += 1
-                    self._has_wants.set()
+                self._was_nudged = True  # if no task waits for the job any more, upkeep nudges another listener
         self.flag.wake(heard)
 
     def received_ends(self, records: Mapping[bytes, Record | None]) -> None:
@@ -196,10 +192,6 @@ class Listener(ABC):
         if self.times > 1:
             self.flag.wake_all()  # wake-ups may have been lost between the subscriptions
 
-    @abstractmethod
-    async def pass_on(self, nudges: int) -> None:
-        """Pass this many nudges on to other listeners, because no task here is waiting for those jobs. A store may leave this to upkeep."""
-
     # --- announcing topics ----------------------------------------------------------------------------------------
 
     async def _announce_topics(self) -> None:
@@ -209,10 +201,7 @@ class Listener(ABC):
             await self._is_on.wait()
             self._has_wants.clear()
             wanted, self._wanted = self._wanted, set()
-            unheard, self._unheard = self._unheard, 0
             try:
-                if unheard:
-                    await self.pass_on(unheard)
                 if wanted:
                     await self._announce(wanted)
             except BaseException as error:

@@ -41,7 +41,7 @@ BUDGETS = {
     "taskflow/broker/sqlite": 4_210,
     "taskflow/broker/redis": 5_250,
     "taskflow/broker/postgres": 6_035,
-    "taskflow/broker": 24_325,
+    "taskflow/broker": 24_310,
     "taskflow/app": 8_030,
     "taskflow/worker": 7_110,
     "taskflow/cli": 4_750,
@@ -49,7 +49,7 @@ BUDGETS = {
     "taskflow/dashboard": 2_080,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_770,
+    "taskflow": 55_755,
     "tests": 76_000,
 }
 

@@ -165,9 +165,6 @@ class PostgresListener(Listener):
     def _disarm(self) -> None:
         self.forget([topic for topic in self._armed if _is_of_jobs(topic)])
 
-    async def pass_on(self, nudges: int) -> None:
-        """Do nothing: upkeep nudges another listener."""
-
     async def _note(self, topics: Iterable[str], ids: list[bytes]) -> None:
         """Write a note of what this listener is waiting for, including every queue named in its earlier notes."""
         of_jobs = {topic for topic in (*topics, *self._armed) if _is_of_jobs(topic)}

@@ -37,9 +37,6 @@ class RedisListener(Listener):
         self._channel = channel(prefix, self.id)
         self._has_received = False
 
-    async def pass_on(self, nudges: int) -> None:
-        """Do nothing: if this listener misses the wake-up, upkeep wakes another one."""
-
     async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         available, ended = await self._call("arm", pack([topics, ids, self.id]))
         return [topic.decode() for topic in available], [ended[at : at + ID_BYTES] for at in range(0, len(ended), ID_BYTES)]
