@@ -104,13 +104,13 @@ class Schedules:
         """Store a schedule under a name, replacing the one that `put` stored before. Putting an identical schedule again changes nothing.
 
         `call`      a call made by ``.bind(...)``, with its arguments and options, or a flow or group. At each time, all jobs of a flow are
-                    added, or none is. A flow can have at most 1,000 jobs and 1 MiB here
+                    added, or none is. A flow can have at most 1,000 jobs, and its definition at most 1 MiB
         `schedule`  when it fires
         `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds no flow until all
                     jobs of the last one have ended
 
-        Raises TypeError or ValueError for an invalid argument, and for a call with ``on_conflict="raise"``, because a worker sends
-        it. Raises ScheduleConflict if a decorator has declared a schedule with this name.
+        Raises TypeError or ValueError for an invalid argument, and for a call with ``on_conflict="raise"``: a worker sends it, so
+        there is no caller to raise the error to. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
         if not isinstance(call, Call | Composed):
             raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...), or a flow")

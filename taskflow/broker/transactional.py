@@ -9,22 +9,23 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [within_rollback] If the transaction rolls back, the jobs never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
   [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and the jobs that already have a key. The answer may
-    omit another client's job that was replaced, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
+    omit another client's job that was replaced, and the existing job that stands in for a throttled call. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
-  [within_open_key] No call waits for an open transaction that has added a job with a key. Upkeep assigns the key after the commits, and
-    cancels a job that comes too late for it. (SQLite has one writer at a time, so no other call meets an open transaction.)
+  [within_open_key] No call waits for an open transaction that has added a job with a key. Upkeep assigns the key after the commit, or
+    cancels the job if another one has taken the key by then. (SQLite has one writer at a time, so no other call meets an open transaction.)
   [within_full] If the store has no room, StoreFull is raised. None of the call's jobs are added, and the transaction is not affected.
   [within_nudges] The commit nudges listeners as `Broker.enqueue` does, or those of `topics.DUE` if the engine has to admit a job first.
 
 **settle** settles a run as SUCCEEDED in the caller's transaction, under the run's fence.
-  [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
-    and changes nothing. The consequences for its key, for joined jobs and for its follow-ups' keys take effect with the next upkeep at the
-    latest.
+  [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then answered
+    COMMITTED, and changes nothing. The consequences for its key, for joined jobs and for its follow-ups' keys take effect with the next
+    upkeep at the latest.
   [complete_rollback] After a rollback, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
   [complete_stale] If the lease is no longer valid, the answer is STALE. Nothing changes, and the transaction is not affected.
-  [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, and upkeep
-    and the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
-  [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later transaction, the answer is COMMITTED.
+  [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is answered HELD_UP, and
+    upkeep and the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
+  [complete_repeat] Settling again in the same transaction is answered OK, and changes nothing. In a later transaction, the answer is
+    COMMITTED.
 """
 
 from __future__ import annotations

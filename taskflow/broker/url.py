@@ -159,7 +159,7 @@ def _parsed(url: str) -> tuple[str, SplitResult]:
     _check_characters(url)
     scheme = _scheme(url)
     parts = _split(url)
-    for shown in (parts.netloc.rpartition("@")[2], parts.path, parts.query):  # a password may contain any character written as %xx
+    for shown in (parts.netloc.rpartition("@")[2], parts.path, parts.query):  # not the user info: a password may contain any %xx
         _check_characters(unquote(shown))
     return scheme, parts
 

@@ -99,7 +99,7 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
         report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
     else:
         call, answers = CallBrokerOnce(broker), list[str]()
-        is_large = len(ids) > bulk_actions.PAGE  # the jobs of a flow
+        is_large = len(ids) > bulk_actions.PAGE  # as with "retry --flow", which passes the ids of all jobs of the flow
         bar = Bar(len(ids)) if is_large and not arguments.json else None
         with _showing_progress(report, bar) if is_large else contextlib.nullcontext(lambda _: None) as show_done:
             async with recorded(call, action, names=[*map(id_text, ids)], **operator(arguments)) as progress:

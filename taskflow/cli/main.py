@@ -49,7 +49,7 @@ def _open_standard_streams() -> None:
 
 
 def _limit_exit_time(code: int) -> None:
-    """Start a thread that warns of a slow exit, and another that kills the process, because printing may block."""
+    """Start a thread that warns of a slow exit, and one that then kills the process. There are two because printing may block."""
 
     def end_by_force() -> None:
         time.sleep(EXIT_TIMEOUT + WARNING_TIMEOUT)

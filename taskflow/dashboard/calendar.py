@@ -38,8 +38,7 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A scheduled time, as text in the viewer's zone (`yours`) and in the schedule's (`own`, empty if alike). `note` is a clock change's
-    effect, or empty."""
+    """A scheduled time in the viewer's zone (`yours`) and, if it differs, in the schedule's (`own`). `note` is a clock change's effect."""
 
     at: datetime
     yours: str

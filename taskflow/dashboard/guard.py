@@ -64,8 +64,7 @@ Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
 class Guard:
-    """Passes on only requests that `authorize` allows, and writes only from the same origin and with `Access.actions`. Sets
-    `scope["taskflow.access"]`."""
+    """Passes only requests that `authorize` allows. Writes need `Access.actions` and the same origin. Sets `scope["taskflow.access"]`."""
 
     def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
         self._app = app

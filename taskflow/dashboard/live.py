@@ -104,7 +104,8 @@ class Sampler:
         except TaskflowError:
             state = AWAY
         else:
-            self.found, [queues, workers, *others] = dict(zip(READ, found, strict=False)), found
+            [queues, workers, *others] = found
+            self.found.update(zip(READ, found, strict=False))
             counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
             seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
             state, self._took = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16], clock() - self._checked_at

@@ -61,8 +61,8 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
 
     def to_definition(self, name: str) -> Definition:
-        """Return the definition to store. Raises ValueError if the headers of the jobs and of the schedule together are too long, or if a
-        flow is too large."""
+        """Return the definition to store. Raises ValueError if a job's headers are too long once the schedule's are added, or if a flow
+        is too large."""
         for envelope in self.envelopes_for(name, 0):
             check_headers(envelope.headers)
         body = _encode(self)

@@ -57,10 +57,11 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def with_djangos_thread() -> AsyncIterator[bool]:
-    """Yield True if the thread in which Django uses its connections has an open connection. If so, plain jobs run there too.
+    """Yield True if plain jobs must run in the thread in which Django uses its connections: because a connection is open there, or because
+    a transaction is open in the event loop's thread.
 
-    Jobs can't use a transaction of the event loop's thread. If one is open, a job's query raises AssertionError, and the end of the block
-    raises it again.
+    Jobs can't use a transaction that was opened in the event loop's thread. If there is one, a job's query raises AssertionError, and so
+    does the end of the block.
     """
     if not is_django_loaded():
         yield False

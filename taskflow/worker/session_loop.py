@@ -167,7 +167,7 @@ class SessionLoop:
         return next((holding for session in self.all if (holding := session.lease_table.held_by(run)) is not None), None)
 
     def record_freed(self) -> None:
-        """Record that a thread with an abandoned function has become free."""
+        """Wake the current session, because a thread that was running an abandoned function is free again."""
         if (current := self.current) is not None:
             current.lease_table.nudge()
 

@@ -398,8 +398,9 @@ async def test_a_schedule_of_a_flow_names_its_jobs(world: World, site: Site) -> 
     await schedules.put("report", add.bind(1, 2) | add | nothing.bind(), Cron("0 3 * * *"))
     [info] = await schedules.list()
     page = await site.get("/schedules")
-    assert info.flow == f"3 jobs: 2 {add.name}, {nothing.name}"
-    assert info.flow in page.text
+    jobs = f"3 jobs: 2 {add.name}, {nothing.name}"
+    assert info.flow == jobs
+    assert jobs in page.text
     page = await site.post("/schedules", name="report", action="trigger")
     assert "3 jobs: 2 held, 1 ready" in page.text
 

@@ -68,7 +68,7 @@ def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
 
 
 def roll(rules: Rules) -> Operation[None]:
-    """Merge up to `MAX_ROLLED` records whose time on their level is over into the next level. After the last level, drop them."""
+    """Merge up to `MAX_ROLLED` records that have outlived their level into records of the next one. After the last level, drop them."""
     seen: Snapshot = yield Query(scans=(Scan("rolling", MAX_ROLLED),))
     sources = dict[Ref, list[Ref]]()
     for entry in seen.scans[0]:

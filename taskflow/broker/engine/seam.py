@@ -285,7 +285,7 @@ class Snapshot(NamedTuple):
 class Apply(NamedTuple):
     """Applies steps.
 
-    `grows`  True if the steps add jobs, so that they're Full if the store has no room
+    `grows`  True if the steps add jobs. A step whose jobs the store has no room for is then answered with `Full`
     `then`   a query to answer after the steps, in the same round trip
     """
 

@@ -128,7 +128,7 @@ class LoopConnections:
 
     def __init__(self, pool: ConnectionPool, listener: PostgresListener, notifier: Notifier) -> None:
         self._wants_look = False
-        # asyncio.run() cancels this task at its end and then still runs the loop, so a cancelled task waits for the next `check_marks`
+        # asyncio.run() cancels this task when it ends, but runs the loop a little longer, so only `check_marks` starts it again
         self._looking = Duty(self._keep_looking, is_needed=lambda: False)
         self.pool = pool
         self.listener = listener

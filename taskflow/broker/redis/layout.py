@@ -1,4 +1,4 @@
-"""Derives the stored form of records from the declaration in `engine/records.py`, and the literals that the scripts need."""
+"""Derives the stored form of records, and the literals that the scripts need, from the declaration in `engine/records.py`."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
         value = packed[at:end].replace(b"\0\xff", b"\0")
         values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
         at = end + 2
-    values += map(operator.sub, member.numbers.unpack_from(packed, at), member.biases)
+    whole = packed.ljust(at + member.numbers.size, b"\0")  # another program may have written a shorter one
+    values += map(operator.sub, member.numbers.unpack_from(whole, at), member.biases)
     record_id = packed[at + member.numbers.size :]
     return (*values, record_id) if member.has_id else tuple(values), record_id
 

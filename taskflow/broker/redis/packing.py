@@ -1,4 +1,4 @@
-"""Packs the arguments of the scripts add, succeed and apply, and decodes claims: see the Lua files of these names."""
+"""Packs the arguments of the scripts `add`, `succeed` and `apply`, and decodes the replies of `claim`. See the Lua files of these names."""
 
 from __future__ import annotations
 

@@ -323,7 +323,8 @@ class Contents:
                 portion.append(key)
                 size += sizes[key]
             if portion and (size >= FETCHED_AT_ONCE or key == last):
-                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # one more byte shows if it's longer
+                # GETRANGE includes the end: the extra byte reveals a content longer than its recorded size
+                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]
                 found |= zip(portion, await self._pool().ask_each(fetches), strict=True)
                 portion, size = [], 0
         is_apart = [each.content is not None and is_reference(each.content) for each in records]
