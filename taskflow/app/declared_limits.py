@@ -92,7 +92,7 @@ class DeclaredLimits:
         self._constant = None if any(key for _, _, key in self._limits) else self._gates((), {})
 
     def gates_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call. Raises TypeError or ValueError if the arguments fit the function but not the limits' keys."""
+        """Return the gates of a call. Raises TypeError or ValueError if the arguments fit the function but make no valid limit keys."""
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:

@@ -165,8 +165,8 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule that sends these envelopes, which are one job or one flow. Raises ValueError for a start time, for a
-    key unless `overlap` is "allow", and for a flow that has too many jobs or the overlap "latest"."""
+    """Return the plan of a schedule that sends these envelopes, which are one job or one flow. Raises ValueError if an
+    envelope has a start time, if the job has a key and `overlap` is not "allow", or if a flow has too many jobs or the overlap "latest"."""
     *before, last = envelopes
     if any(envelope.after or envelope.at is not None for envelope in envelopes):
         raise ValueError("a schedule decides when its jobs start: remove after=, at= and debounce= from its options")

@@ -170,7 +170,8 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
 
 
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
-    """Yield the reasons for a job that waits for limits: who holds the slots and how many jobs wait, or when a rate lets the job start."""
+    """Yield the reasons why a job is waiting for a limit: who holds the slots and how many jobs are waiting, or when the rate will let it
+    start. These include any other full limit, and a pause of the queue."""
     is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
     own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
     limit = next((each for each in own if (each.per is not None) == is_rate), None)

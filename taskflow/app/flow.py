@@ -143,7 +143,7 @@ class Composed(Generic[R_co]):
         self._given: dict[str, Any] = {}
 
     def options(self, *, connection: Connection | None = None, after: float | timedelta | None = None, at: datetime | None = None) -> Self:
-        """Return a copy that is sent with these options, as in `EnqueueOptions`. A job's other options are given with its call.
+        """Return a copy of the flow, to be sent with these options (see `EnqueueOptions`). Set a job's other options on its call.
 
         `connection`   the jobs are added in its transaction, and exist if and only if the transaction commits
         `after`, `at`  when the jobs that begin the flow may start; this replaces their own `after` and `at`
@@ -177,7 +177,8 @@ class Composed(Generic[R_co]):
         return self._handle(app, plan)
 
     def _templates(self) -> list[Envelope]:
-        """Return the envelopes for a schedule to store. Their ids count from 0, so they never change. Raises ValueError for options."""
+        """Return the envelopes for a schedule to store. Their ids are numbered from 0, so the same flow always has the same ids. Raises
+        ValueError if the flow was given options."""
         if self._given:
             raise ValueError(f"{self!r}: a schedule decides when a flow is sent, and a worker sends it: leave out .options(...)")
         numbers = count()

@@ -1,4 +1,4 @@
-"""Jobs whose calls can be sent: jobs that this process declares, and jobs that are known only by name."""
+"""The jobs that an application can send: those that this process declares, and those that it knows only by name."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `n`         the number in force
     `is_set`    True if `limits.set` has set the number, False if it is the declared one
     `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
-    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. `list` counts
-                them for 200 limits only; the others show 1 if any job waits
-    `per`       the seconds of a rate; None for a `Concurrency`
-    `burst`     how many jobs may start at once at a rate
-    `opens_in`  for a rate, seconds until a job that is sent now may start, after those that wait already; otherwise 0
-    `holders`   at most ten of the jobs that hold a slot, running ones first. The search covers 1,000 running and 1,000 ready jobs
-    `next`      the waiting jobs that will pass next, at most ten, in their order
+    `waiting`   how many jobs are waiting for a slot, up to 1,000; 0 for a rate, whose jobs wait for their start times instead.
+                `list` counts them for at most 200 limits; for the rest, this is 1 if any job is waiting
+    `per`       the period of a rate, in seconds; None for a `Concurrency`
+    `burst`     for a rate, how many jobs may start at once
+    `opens_in`  for a rate, the seconds until a job sent now could start, behind those already waiting; otherwise 0
+    `holders`   at most ten of the jobs that hold a slot, running ones first. Only 1,000 running and 1,000 ready jobs are searched
+    `next`      up to ten waiting jobs that will get through next, in order
     """
 
     limit: str

@@ -116,7 +116,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record that topics were announced when `self.times` was `times`, unless the subscription has been lost since."""
+        """Record that topics were announced during the subscription with the number `times`, unless it has been lost since."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 

@@ -103,7 +103,8 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _check_queue(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
-    """Check up to `limit` live jobs of a queue, and add the outcomes to `checks` by job name. Return how many were checked."""
+    """Check up to `limit` live jobs of a queue, adding each outcome to `checks` under the job's name. Return how many of the queue's live
+    jobs were checked."""
     number, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(admin, live, min(AT_ONCE, limit)):
         for record in records[: limit - number]:

@@ -77,8 +77,8 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes (inputs of a flow's jobs) that a job's success changes. It writes notes for other jobs, and drops the
-    job's own, unless there are more than `MAX_NOTES_AT_ONCE` of them."""
+    """Return the ids of the notes that a job's success writes for other jobs, and of the job's own notes, which it drops. A note is an
+    input of a job in a flow. If the job has more than `MAX_NOTES_AT_ONCE` inputs, its own notes are left out."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)

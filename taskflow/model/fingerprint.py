@@ -1,4 +1,4 @@
-"""The cause of a failed job: the deploy, and a fingerprint of the failure, which ignores ids and numbers in the message."""
+"""The stored cause of a job's failure: the deploy, and a fingerprint of the failure that ignores ids and numbers in the message."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def key_digest(queue: str, job: str, key: str) -> bytes:
 
 
 def check_key(key: str, text: str | None = None) -> str:
-    """Return the key. Raises ValueError if it's empty, too long or invalid text. The message shows `text` if given, and else the key."""
+    """Return the key. Raises ValueError if it's empty, too long, or not valid text. The message shows `text` if given, else the key."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

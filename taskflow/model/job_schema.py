@@ -97,7 +97,8 @@ _last_headers: dict[str, str] = {}
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a shared copy of the headers, in plain str. Callers must not change it. Raises TypeError or ValueError for invalid headers."""
+    """Validate headers, and return them as a dict of plain `str`. The dict is cached and may be shared between calls, so callers must not
+    modify it. Raises TypeError or ValueError for an invalid header."""
     global _last_headers
     if headers == (last := _last_headers):
         return last

@@ -120,7 +120,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def last_error(self) -> RunError | None:
-        """The error that ended the job, or None. None too if the job discarded itself, because any errors are then from earlier runs."""
+        """The error that ended the job, or None. Also None if the job discarded itself, since any recorded errors are from earlier runs."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""

@@ -31,7 +31,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The durations (in seconds) and counts that a broker applies.
 
     `session_ttl`       how long a session may go without a heartbeat before it can be reaped
-    `ghost_after`       the age of a lease from which its job returns to the queue if the session's heartbeats do not list the lease
+    `ghost_after`       how old a lease must be before its job returns to the queue because the session's heartbeats do not list it
     `max_crashes`       how many times a job may crash, without an outcome in between; one more crash makes it poison
     `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
     `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats
@@ -39,11 +39,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
     `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
-    `kept_per_queue`    the maximum number of failed jobs in each queue, and of other ended jobs; the oldest are dropped first
-    `max_ends`          how many ends of jobs the store keeps for workers with `ended` hooks; the oldest are dropped and counted
-    `max_actions`       how many actions of operators the audit log keeps
-    `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
-                        command a second, and a dead worker's jobs run again within 25 s
+    `kept_per_queue`    how many failed jobs, and separately how many other ended jobs, each queue keeps; the oldest are dropped first
+    `max_ends`          how many job endings the store keeps for workers with `ended` hooks; the oldest are dropped, and the drops counted
+    `max_actions`       how many operator actions the audit log keeps
+    `upkeep_every`      how often upkeep runs, across the whole fleet, while nothing is due. By default, an idle worker sends fewer
+                        than one command a second, and a dead worker's jobs run again within 25 s
     """
 
     session_ttl: float = 20.0

@@ -25,7 +25,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's session. It may be reaped after `ttl` seconds without a heartbeat.
 
     `id` is 16 random bytes, new for each session. `wants_ends` is True if the worker's upkeep asks for jobs that have ended without a
-    settlement. The other fields are only for people to read and are not part of any fence.
+    settlement. The fields below are informational: no fence checks them, and stores only copy `name` to the jobs that the worker
+    leases, and `deploy` to those that fail.
 
     `name`    "host:pid"
     `queues`  the queues from which the worker takes jobs; empty for all

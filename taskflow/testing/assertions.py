@@ -136,7 +136,7 @@ def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
 
 
 def check_job(job: object) -> None:
-    """Raise TypeError for anything but a job or a name, such as a call made by `bind` or an undecorated function."""
+    """Raise TypeError unless `job` is a job or a job's name. Likely mistakes are an undecorated function and a call made by `bind`."""
     if not isinstance(job, Declared | str):
         raise TypeError(f"got {shown(job)}: expected a job or its name, followed by its arguments, as in assert_enqueued(greet, 'ada')")
 

@@ -57,11 +57,11 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def with_djangos_thread() -> AsyncIterator[bool]:
-    """Yield True if plain jobs must run in the thread in which Django uses its connections: because a connection is open there, or because
+    """Yield whether plain jobs must run in the thread in which Django uses its connections. They must if a connection is open there, or if
     a transaction is open in the event loop's thread.
 
-    Jobs can't use a transaction that was opened in the event loop's thread. If there is one, a job's query raises AssertionError, and so
-    does the end of the block.
+    Jobs can't use a transaction that was opened in the event loop's thread. While one is open, a job's query raises AssertionError; if any
+    did, leaving the block raises it again.
     """
     if not is_django_loaded():
         yield False

@@ -163,7 +163,8 @@ class Runs:
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Stop the lease's run. A lease in the reserve never starts; if its job was cancelled, the lease is settled at once."""
+        """Ask the lease's run to stop. If the lease is still in the reserve, remove it, so that its run never starts, and settle it at once
+        if its job was cancelled."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)

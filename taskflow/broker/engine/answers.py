@@ -1,6 +1,6 @@
-"""Calls that add no job because another job represents them: those with `throttle`, and those merged by `OnConflict.DEBOUNCE`.
+"""Calls that add no job because an existing job stands in for them: throttled calls, and calls merged by `OnConflict.DEBOUNCE`.
 
-A BURIED record refers to that job until the record expires. The record's id is the key of throttled calls, or the id of a merged call.
+A BURIED record points to that job until the record expires. Its id is the key shared by the throttled calls, or the merged call's id.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that represents a throttled call, or None. If there is none, let `job` represent further calls for the next
-    `throttle` seconds."""
+    """Return the id of the job that stands in for a throttled call, or None. If there is none, let `job` stand in for further calls for the
+    next `throttle` seconds."""
     key = job.sent.key
     if not throttle or key is None:
         return None
@@ -57,7 +57,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
 
 
 def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
-    """Store a BURIED record by which `job` represents later calls. After `seconds` seconds, the record expires as a dropped job's does."""
+    """Store a BURIED record that lets `job` stand in for later calls. After `seconds` seconds, it expires like a dropped job's record."""
     known = draft.job(record_id)
     header: dict[str, Any] = {"status": BURIED, "flags": 0, "queue": job.queue, "job": job.header["job"], "due_at": draft.now}
     header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}

@@ -55,7 +55,7 @@ def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
 
 def _admit(draft: Draft, ref: Ref) -> None:
     """Give an arrived job its key, and release it unless it must wait for other jobs. Cancel it instead if it was replaced or throttled, or
-    if a live job has its key."""
+    if a live job has its key and keeps it."""
     job = draft.job(ref.id)
     if job is None or not job.has(Flag.ARRIVING):
         return

@@ -60,7 +60,8 @@ indexes, but keeps everything that the previous release reads. Only an index wit
 
 
 class Owner(Enum):
-    """The only writer of a field. A field without an owner is written by puts and hot operations, which change the revision."""
+    """The only writer of a field. A field without an owner may be written by any put or hot operation (a store's fast path: see seam.py).
+    Each such write changes the record's revision."""
 
     CLAIM = "claim"
     ADDITION = "addition"

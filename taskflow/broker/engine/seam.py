@@ -3,7 +3,7 @@
 A store knows headers, revisions and indexes, but none of the rules for jobs. Each name in brackets is a test in the seam's suite, and a new
 store must pass all of them.
 
-The engine writes only job headers with these properties. A store may refuse other headers, because other programs may write records:
+Every job header that the engine writes has these properties. A store may refuse others, because other programs may write records too:
   - The id has 16 bytes. The queue and the job name are not empty. The priority is from -100 to 100. No time except `started_at` is before
     1970.
   - A RUNNING job has `session` (16 bytes), `claim` (12 bytes) and `claimed_steady`. No other job has a session or a claim.
@@ -13,7 +13,7 @@ The engine writes only job headers with these properties. A store may refuse oth
   [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: each expects the records as they
                were before the call. The store answers the query `then` after all steps.
   [expect]     A step is Stale if a record that it expects has a different revision, exists although ABSENT was expected, or is missing.
-  [resent]     If the reply to a call was lost, the client may send the same bytes again, which changes nothing. A repeated step is Stale,
+  [resent]     If the reply to a call is lost, the client may resend the same bytes; doing so changes nothing. A repeated step is Stale,
                because each step puts or drops at least one record. `add`, `succeed` and a claim give the same answer again.
   [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that its ref never had before, even if the record
                was dropped and recreated.
@@ -29,8 +29,9 @@ The engine writes only job headers with these properties. A store may refuse oth
   [locked]     If another program's open transaction has locked a record, only the steps that name it are Locked.
   [full]       A step is Full if an addition, together with earlier ones of the call, would exceed its bound. If the call `grows`, a step
                is also Full if the store has no room for its new jobs.
-  [indexed]    A record is in each index whose condition its header meets, and its entry changes at the same instant as the record. Entries
-               are sorted by number, by the code points of names, and by byte. A shorter position precedes all that begin with it.
+  [indexed]    A record is in each index whose condition its header meets, and its entry changes at the same instant as the record. Within
+               a position, numbers sort by value, names by code point, and bytes bytewise. A position precedes all longer ones that begin
+               with it.
   [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
                `counted`, a group has a first position only. A store may count many groups in portions.
   [unread]     A record is loaded, put and dropped whatever bytes it contains. An unreadable header sets `damage` on its own record only.
@@ -50,10 +51,10 @@ The engine writes only job headers with these properties. A store may refuse oth
                  returns True again for a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
-  [hot_tie]      Being awaited isn't a tie either if the run names the one awaiting job. `succeed` subtracts one from that job's `awaits`
-                 and stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
-                 which of the named jobs await nothing any more, or don't exist. Instead of returning a job, it may make it READY if
-                 `promote` would do so.
+  [hot_tie]      Being awaited isn't a tie either, if exactly one job awaits this one and the run names it. `succeed` subtracts one from
+                 that job's `awaits` and stores the result as the run's note, in the same step. For a run whose note already exists, it
+                 returns None. `succeed` also returns which of the named jobs no longer await anything, or don't exist. Instead of
+                 returning a job, it may make it READY if `promote` would do so.
   [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
                  jobs have another fence or ties other than limits, or of all runs if the step is stale.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. It sets a HELD job's `due_at` to now.
@@ -339,7 +340,7 @@ class Ended(NamedTuple):
     """The answer to `succeed`.
 
     `answers`   for each run: True if it was ended now or before, False if its fence doesn't match, None if its job has ties
-    `released`  the jobs named as `awaited_by` that await nothing any more and aren't READY, or that don't exist
+    `released`  the jobs named as `awaited_by` that no longer await anything and aren't READY, or that don't exist
     """
 
     answers: list[bool | None]

@@ -260,8 +260,8 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
 
 
 def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
-    """Return the seconds until each session found by `LAPSING` lapses. The draft's scans begin with `MOVE_SCANS`, `PULSE` and `LAPSING`.
-    `beating` is the current record of a session that sent a heartbeat after the scans were read."""
+    """For each session found by `LAPSING`, return the number of seconds until it lapses. The draft's scans must begin with `MOVE_SCANS`,
+    `PULSE` and `LAPSING`. `beating` is the current record of a session that sent a heartbeat after the scans were read."""
     outages = outages_of(draft)
     pulse = draft.steady if beating is not None else pulse_in(draft.seen.scans[3], draft.steady)
     found = [beating if beating is not None and session.ref == beating.ref else session for session in lapsing(draft)]

@@ -150,8 +150,8 @@ class PostgresBroker(EngineBroker):
         return claimed
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        """Send a heartbeat. An idle worker, which calls no upkeep for a minute, also asks now and then whether it should check the
-        low-water marks."""
+        """Send a heartbeat. Because an idle worker may go up to a minute without calling upkeep, its heartbeats also ask from time to
+        time whether to check the low-water marks."""
         answer = await super().beat(beat)
         if beat.looks and time.monotonic() - self._asked_at >= MARKS_INTERVAL:
             self._asked_at = time.monotonic()

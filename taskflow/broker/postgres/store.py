@@ -189,7 +189,8 @@ class PostgresStore:
     async def load_awaiting(
         self, ids: Sequence[bytes], awaited: Sequence[bytes], listener: str, awaited_for: int
     ) -> tuple[dict[bytes, Record], int]:
-        """Read jobs with their content, and record for `awaited_for` µs that the listener awaits some. Return them and the store's time."""
+        """Read the jobs `ids` with their content, and note that `listener` awaits the ends of `awaited` for the next `awaited_for` µs.
+        Return the records by id, and the store's time."""
         rows = await self._call("load_awaiting", self._wall(), list(ids), list(awaited), listener, awaited_for)
         return {row[2]: record_of(row) for row in rows if row[0] == 0}, next(row[AT["created_at"]] for row in rows if row[0] == _CLOCK)
 

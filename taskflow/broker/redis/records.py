@@ -255,7 +255,7 @@ def _gate_header(packed: bytes) -> dict[str, Any] | None:
 
 
 def _worker_name(raw: bytes) -> str:
-    """Return a worker's name, which may contain lone surrogates. Another program may have written any bytes."""
+    """Decode a worker's name, which may contain lone surrogates. If another program wrote other bytes, escape the invalid ones."""
     try:
         return raw.decode(errors="surrogatepass")
     except UnicodeDecodeError:

@@ -85,7 +85,7 @@ def filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, tuple[o
 def change_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> None:
-    """Run a statement whose text contains a list of rows. The `shared` parameters follow those of the rows."""
+    """Run a statement whose text contains a list of rows, once for each chunk of `rows`. The `shared` parameters follow the rows'."""
     for size, values in filled_up(rows):
         connection.execute(sql.of_rows(text, size), (*values, *shared))
 

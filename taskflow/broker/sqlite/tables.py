@@ -178,7 +178,8 @@ def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> U
 
 
 def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
-    """Return a script for the `sqlite3` program that does the same as `make`. If the tables exist, the script fails and changes nothing."""
+    """Return a script for the `sqlite3` shell that does what `make` does. If anything that it creates already exists, the script fails and
+    changes nothing."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     head = f"-- taskflow, {found.place}: from version {found.version} to {VERSION}."

@@ -286,8 +286,8 @@ class OpenFile:
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
     def begin(self, group: Sequence[QueuedOperation]) -> None:
-        """Begin the transaction of a group. Raises sqlite3.Error if the write lock that it needs is taken. If it only
-        reads, raises BrokerRefused if this version can't use the tables."""
+        """Begin a group's transaction. For a group that writes, raises sqlite3.Error if the write lock is taken. For one that only
+        reads, raises BrokerRefused if this version of taskflow can't use the tables."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
             self._checkpointer.wait()

@@ -75,7 +75,7 @@ def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list
 
 
 def _head(least: int, wide: int, size: int) -> bytes:
-    """Return the msgpack header of an array or a map of this size. `least` is the first byte for no items, `wide` for a 16-bit size."""
+    """Return the msgpack header of an array or a map of this size. `least` is the header of an empty one; `wide` precedes 16-bit sizes."""
     if size < 16:
         return bytes((least + size,))
     return bytes((wide,)) + size.to_bytes(2, "big") if size < 1 << 16 else bytes((wide + 1,)) + size.to_bytes(4, "big")

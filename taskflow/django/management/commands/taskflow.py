@@ -36,7 +36,7 @@ class Command(BaseCommand):
         parser.add_argument("arguments", nargs=REMAINDER, help="a taskflow command with its arguments")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run ``call_command("taskflow", "status")`` in this process. Raises SystemExit with the command's exit code unless it is 0."""
+        """Run a call such as ``call_command("taskflow", "status")`` in this process. Raises SystemExit with the code unless it is 0."""
         _prepare(options["arguments"])
         if code := main(options["arguments"]):
             sys.exit(code)
