@@ -76,7 +76,7 @@ class Call(BareCall[R_co], Branch[R_co]):
 
 
 class Link(Generic[A_contra, R_co]):
-    """What `partial` returns: a job in a flow that takes another job's result."""
+    """A job in a flow that takes another job's result. Made by `partial`."""
 
     __slots__ = ("_call", "_given", "_job", "_place", "_takes")
 
@@ -108,7 +108,7 @@ class Link(Generic[A_contra, R_co]):
 
 
 class GroupLink(Generic[A_contra, R_co]):
-    """What `group` returns for jobs and links: a group of jobs that take the result of the call before the group."""
+    """A group of jobs that take the result of the call before the group. Made by `group` from jobs and links."""
 
     __slots__ = ("_branches", "_collects")
 

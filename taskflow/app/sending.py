@@ -274,7 +274,7 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within 
         if each is not None:
             raise sent.not_all(f"{type(each).__name__}: {each}") from each
     if sent.conflicts:
-        raise sent.not_all(f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
+        raise sent.not_all(f"{len(sent.conflicts)} call(s) found another job with their key, for example {sent.conflicts[0]!r}")
 
 
 async def _send_together(app: App, calls: list[BareCall[Any]], within: _Within | None = None) -> None:

@@ -160,14 +160,15 @@ class WrongBatchResult(TaskflowError):
 
 
 class KeyConflict(JobError):
-    """A live job already has the key, and the call was sent with `on_conflict="raise"`. `job_id` is the live job's id."""
+    """The call was sent with `on_conflict="raise"`, and another job has its key. That job is live or, if the call has `throttle`, was sent
+    within its period. `job_id` is that job's id."""
 
 
 class EnqueueFailed(TaskflowError):
     """Some of the calls passed to `enqueue([...])` were not sent.
 
-    `handles` holds the handles of the calls that were sent, and of live jobs whose keys prevented a call, in the order of the calls.
-    `conflicts` holds only the handles of those live jobs. `__cause__` is the first error, if there was one.
+    `handles` holds the handles of the calls that were sent, and of the jobs whose keys prevented a call, in the order of the calls.
+    `conflicts` holds only the handles of the jobs whose keys prevented a call. `__cause__` is the first error, if there was one.
     """
 
     def __init__(self, message: str, *, handles: Sequence[Any], conflicts: Sequence[Any] = ()) -> None:

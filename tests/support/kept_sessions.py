@@ -24,7 +24,7 @@ MAX_KEPT: Final = 30
 RESET_TIMEOUT: Final = 0.5
 """Seconds for which a new broker waits for what the last one may have left running. Then it gets another session."""
 
-_DONE: Final = b"this session is as new"
+_DONE: Final = b"as good as new"
 _RESET: Final = b"ROLLBACK; CLOSE ALL; UNLISTEN *; RESET ALL; DEALLOCATE ALL; SELECT pg_advisory_unlock_all(), '%s'\0" % _DONE
 _QUERY: Final = b"Q" + (len(_RESET) + 4).to_bytes(4, "big") + _RESET
 _TERMINATE: Final = b"X\0\0\0\4"

@@ -242,7 +242,7 @@ class Job:
 
     @property
     def waiting_for(self) -> bytes | None:
-        """What a waiting job waits for other than its due time and a worker, as encoded text; None if nothing."""
+        """Encoded text about what else a waiting job needs besides its due time and a worker. None if it needs nothing else."""
         gate_id = self.header["gate"]
         if gate_id is None:
             return self.state.waiting
