@@ -165,7 +165,8 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
     `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
     `examined`       how many jobs were read to find those of this page
-    `stopped_early`  True if the page is not full because at most 800 jobs are read for a page, and more may match
+    `stopped_early`  True if the page is not full because at most 800 jobs are read for a page, and at most 200 that are no longer
+                     kept; more may match
     """
 
     jobs: list[JobInfo]

@@ -97,7 +97,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     `cursor`         where the next page begins, as text that is safe in a URL; None after the last page
     `examined`       how many jobs were read to find `records`
-    `stopped_early`  True if the page is not full because the maximum number of jobs was read; more may match
+    `stopped_early`  True if the page is not full because as many jobs were read as a page may read; more may match
     """
 
     records: list[Record]
@@ -195,9 +195,10 @@ class Admin(Protocol):
         status and position is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
         end. [page_cursor]
 
-        At most `EXAMINED` jobs are read for a page, and fewer if the view has `error`, `header` or `created_before`. If a field of the view
-        has no index, a page with a cursor may therefore have fewer jobs than `limit`, or none. Each queue has an index of its SCHEDULED,
-        READY, SUCCEEDED, FAILED and CANCELLED jobs. [page_bounded]
+        At most `EXAMINED` jobs are read for a page, and fewer if the view has `error`, `header` or `created_before`, or if jobs are no
+        longer kept but maintenance has yet to drop them. If there are many of those, or a field of the view has no index, a page with a
+        cursor may therefore have fewer jobs than `limit`, or none. Each queue has an index of its SCHEDULED, READY, SUCCEEDED, FAILED and
+        CANCELLED jobs. [page_bounded]
 
         Raises ValueError if the cursor is damaged, or belongs to a view with other statuses. [page_refuses]
         """

@@ -86,16 +86,17 @@ async def page(
     sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
     begin, until, position = (sections[0], None, None) if cursor is None else _decoded(cursor, sections, types)
     most = EXAMINED if view.is_checked_by_store else min(EXAMINED, MAX_CHECKED)
-    records, examined = list[Record](), 0
+    records, examined, gave_up = list[Record](), 0, False
     for status in sections[sections.index(begin) :]:
         after, position = position, None
         while True:
-            if len(records) == limit or examined >= most:
+            if len(records) == limit or examined >= most or gave_up:
                 cursor = _encoded(status, until, after)
                 return Page(records=records, cursor=cursor, examined=examined, stopped_early=len(records) < limit)
             wanted = limit - len(records) if view.is_checked_by_store else most
             got = await scan(ScanRequest(view, status, after, wanted, most - examined))
             examined, after, until = examined + got.examined, got.end, got.now if until is None else until
+            gave_up = after is not None and len(got.listed) < wanted
             for number, (decode, at) in enumerate(got.listed, 1):
                 if number % DECODED_AT_ONCE == 0:
                     await asyncio.sleep(0)

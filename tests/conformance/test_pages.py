@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from taskflow.broker import paging
 from taskflow.broker.admin import Page, View
+from taskflow.broker.engine.pages import scan
+from taskflow.broker.engine.seam import Operation
+from taskflow.broker.paging import ScanRequest, ScanResult
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
@@ -186,6 +190,35 @@ async def test_page_bounded(world: World, status: Status | None) -> None:
     assert ids == ids_of([job for job in jobs if job.job == "job1"])
     assert all(page.examined <= 3 and page.stopped_early == (page.cursor is not None and len(page.records) < 2) for page in found)
     assert sum(page.examined for page in found) == 10
+
+
+async def test_page_bounded__no_longer_kept(world: World) -> None:
+    """Few jobs are read, in few round trips, if many ended jobs are past their keeping. The jobs behind them are still listed."""
+    session, jobs = await world.a_session(ttl=LONG), list[Envelope]()
+    for keep_for in (LONG, 1.0):
+        jobs += [await world.add(queue=f"queue{number // 10}") for number in range(40)]
+        for lease in await world.claim(session):
+            await world.settle(succeeded(lease, keep_for=keep_for))
+        world.clock.advance(2.0)
+    read = list[tuple[int, int]]()
+
+    def counted(request: ScanRequest) -> Operation[ScanResult]:
+        operation, queries, rows, answer = scan(request), 0, 0, None
+        while True:
+            try:
+                effect = operation.send(answer)
+            except StopIteration as end:
+                read.append((queries, rows))
+                found: ScanResult = end.value
+                return found
+            answer = yield effect
+            queries, rows = queries + 1, rows + len(answer.records) + sum(map(len, answer.scans))
+
+    with patch.multiple("taskflow.broker.engine.pages", scan=counted, MAX_FADED=10):
+        for queue in (None, "queue1"):
+            view = View(statuses=(Status.SUCCEEDED,), queue=queue)
+            assert await ids_in_order(world, view, limit=5) == ids_of([job for job in jobs[39::-1] if queue in (None, job.queue)])
+    assert all(queries <= 8 and rows <= 50 for queries, rows in read), read
 
 
 async def test_page_refuses(world: World) -> None:

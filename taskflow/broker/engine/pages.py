@@ -19,12 +19,17 @@ from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 AT_ONCE: Final = 200
 """How many jobs are read in one round trip."""
 
+MAX_FADED: Final = 200
+"""The maximum number of jobs read in one scan that are no longer kept. Thousands may wait for maintenance, mostly in a row."""
+
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
-    """List up to `request.limit` jobs after `request.after` that match the view, in order. Examine at most `request.most` jobs."""
-    listed, examined, after = list[tuple[Callable[[], Record], Position]](), 0, request.after
+    """List up to `request.limit` jobs after `request.after` that match the view, in order. Examine at most `request.most` jobs,
+    and at most `MAX_FADED` that are no longer kept."""
+    listed, examined, faded, after = list[tuple[Callable[[], Record], Position]](), 0, 0, request.after
     while True:
-        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # if some didn't match, read more at once
+        wanted = AT_ONCE if examined else request.limit  # if some didn't match, read more at once
+        wanted = min(wanted, AT_ONCE, request.most - examined, MAX_FADED - faded)
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)
@@ -32,7 +37,8 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
             job = Job.of_record(entry.record)
             if _is_at(request.status, entry) and matches(job, request.view, seen.now):
                 listed.append((job.to_record, after))
-            if len(listed) == request.limit or examined == request.most:
+            faded += not job.is_kept(seen.now)
+            if len(listed) == request.limit or examined == request.most or faded == MAX_FADED:
                 return ScanResult(listed, examined, after if has_more or number < len(entries) else None, seen.now)
         if not has_more:
             return ScanResult(listed, examined, None, seen.now)
@@ -138,9 +144,10 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
         _, name = heapq.heappop(merged)
         entry = heads[name].popleft()
         entries.append(entry)
-        if not heads[name] and name in have_more:
-            heads |= yield from _heads(status, {name: entry.position[-2:]}, at_once)
-            if len(heads[name]) < at_once:
+        if not heads[name] and name in have_more and len(entries) <= limit:
+            missing = limit + 1 - len(entries)  # neighbours are often of one queue, because workers claim them together
+            heads |= yield from _heads(status, {name: entry.position[-2:]}, missing)
+            if len(heads[name]) < missing:
                 have_more.discard(name)
         if heads[name]:
             heapq.heappush(merged, (_order(status, heads[name][0]), name))
