@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -81,15 +81,23 @@ class Failures(NamedTuple):
     window: int | None = None
 
 
-async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False) -> Failures:
+CountCauses = Callable[[str | None, str | None], Awaitable[list[FailureGroupRecord]]]
+"""Counts the failed jobs of each cause in a queue (None for all) and with a job name (None for all)."""
+
+
+async def failure_groups(
+    broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False, count: CountCauses | None = None
+) -> Failures:
     """Return the largest groups of failed jobs in this view. With `deploy`, return the groups with the most jobs that failed on that
-    deploy, followed by the remaining groups if `others` is True.
+    deploy, followed by the remaining groups if `others` is True. `count` may return cached
+    counts.
 
     The store counts all failed jobs if the view has at most a queue and a job name. Otherwise, at most `EXAMINED` jobs are read: those
     that failed last or, with a tag, the newest ones."""
     view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
-        found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=most)
+        count = count or (lambda queue, job: broker.admin.failure_groups(queue=queue, job=job, limit=most))
+        found = (await count(view.queue, view.job))[:most]
     else:
         page = await broker.admin.page(view, limit=EXAMINED)
         ends = [(record, microseconds_of(record.ended_at or record.created_at)) for record in page.records]

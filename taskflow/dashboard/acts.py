@@ -27,8 +27,8 @@ from taskflow.app.rollout import Rollout, stages_of
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
-from taskflow.dashboard.memo import forget, remembered
-from taskflow.dashboard.pages import LABELS, access_of, call
+from taskflow.dashboard.memo import forget
+from taskflow.dashboard.pages import LABELS, access_of, call, causes_of
 from taskflow.dashboard.rendering import SAID, UNAVAILABLE, path_of, redirect, render, with_query
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
 from taskflow.model.errors import BrokerError, DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
@@ -39,7 +39,6 @@ log: Final = logging.getLogger("taskflow.dashboard")
 
 TYPED_ABOVE: Final = 1_000  # an action on more jobs than this has to be confirmed by typing a word
 MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
-MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # maximum number of jobs in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
 STAGES: Final = (1, 10)
@@ -116,11 +115,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
     if LIVE.issuperset(view.statuses) and view == View(queue=view.queue, statuses=view.statuses):
         return await bulk_actions.count(default_app().client().call, view), False
     if view == View(queue=view.queue, job=view.job, statuses=(Status.FAILED,)):
-        groups = await remembered(
-            ("number", view),
-            lambda: call(lambda broker: broker.admin.failure_groups(queue=view.queue, job=view.job, limit=MAX_GROUPS)),
-        )
-        return sum(group.count for group in groups), False
+        return sum(group.count for group in await causes_of(view.queue, view.job)), False
     number = 0
     async for records in bulk_actions.pages(default_app().client().call, view):
         number += len(records)

@@ -21,9 +21,9 @@ from taskflow.app.explanation import Reason, facts_of, own_facts_of, reasons, un
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
-from taskflow.app.operate import Failures, WorkerInfo, failure_groups, group_ids, operate
+from taskflow.app.operate import MAX_READ, Failures, WorkerInfo, failure_groups, group_ids, operate
 from taskflow.app.schedules import schedules
-from taskflow.broker.admin import Page, QueueInfo, View
+from taskflow.broker.admin import FailureGroupRecord, Page, QueueInfo, View
 from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
@@ -38,10 +38,8 @@ from taskflow.model.timetable import zone_of
 
 T = TypeVar("T")
 
-JOBS_AT_ONCE: Final = 50
-GROUPS_AT_ONCE: Final = 50
+AT_ONCE: Final = 50  # maximum number of jobs, causes or actions on a page
 GROUPS_AT_A_GLANCE: Final = 6
-ACTIONS_AT_ONCE: Final = 50
 MAX_POSITIONS: Final = 100  # maximum number of jobs that are counted ahead of a ready job
 MAX_ERRORS: Final = 10  # maximum number of errors shown for one job, the newest first
 NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short id in the list to select the whole one, and copy it."
@@ -65,11 +63,17 @@ def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status,
     return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
 
 
-async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *, others: bool = False) -> Failures:
+async def groups_of(view: View, most: int = AT_ONCE, deploy: str = "", *, others: bool = False) -> Failures:
     async def read() -> Failures:
-        return await call(lambda broker: failure_groups(broker, view, most, deploy, others=others))
+        return await call(lambda broker: failure_groups(broker, view, most, deploy, others=others, count=causes_of))
 
     return await remembered(("failures", view, most, deploy, others), read, keep=20.0)
+
+
+async def causes_of(queue: str | None, job: str | None) -> list[FailureGroupRecord]:
+    """Count the failed jobs of each cause. Pages that are made within a few seconds share the counts."""
+    given: dict[str, Any] = {"queue": queue, "job": job, "limit": MAX_READ}
+    return await remembered(("causes", queue, job), lambda: call(lambda broker: broker.admin.failure_groups(**given)), keep=5.0)
 
 
 async def history_of(back: timedelta, queue: str | None = None) -> list[MeasuresRecord]:
@@ -136,7 +140,7 @@ async def jobs(request: Request) -> Response:
     filters = {"status": "failed"} if group else filters_of(request.query_params)
     view = view_of_filters(filters)
     with refusing():
-        listed = _of_cause(group, cursor) if group else call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE))
+        listed = _of_cause(group, cursor) if group else call(lambda broker: broker.admin.page(view, cursor=cursor, limit=AT_ONCE))
         page, queues, workers = await asyncio.gather(listed, seen(request, operate.queues), seen(request, operate.workers))
     [status] = view.statuses or (None,)
     actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
@@ -167,8 +171,8 @@ async def _of_cause(group: str, cursor: str | None) -> Page:
     """Return a page of the jobs that failed for the same cause, newest first."""
     start = whole(cursor, 0, 0, 1_000_000)
     ids = await call(lambda broker: group_ids(broker.admin, View(), group))
-    records = await call(lambda broker: broker.read(ids[start : start + JOBS_AT_ONCE]))
-    following = str(start + JOBS_AT_ONCE) if start + JOBS_AT_ONCE < len(ids) else None
+    records = await call(lambda broker: broker.read(ids[start : start + AT_ONCE]))
+    following = str(start + AT_ONCE) if start + AT_ONCE < len(ids) else None
     return Page(records=[each for each in records if each], cursor=following, examined=len(records), stopped_early=False)
 
 
@@ -204,7 +208,7 @@ async def job(request: Request) -> Response:
 
 async def _pause_of(queue: str) -> ActionRecord | None:
     """Return the action that paused the queue, or None if it is not among the newest actions."""
-    found = await call(lambda broker: broker.admin.actions(limit=ACTIONS_AT_ONCE))
+    found = await call(lambda broker: broker.admin.actions(limit=AT_ONCE))
     return next((record for record in found if record.action.kind == "pause" and queue in record.action.names), None)
 
 
@@ -284,7 +288,7 @@ async def failures(request: Request) -> Response:
         newest=newest_deploy(workers),
         groups=found.groups,
         window=found.window,
-        at_once=GROUPS_AT_ONCE,
+        at_once=AT_ONCE,
     )
 
 
@@ -403,10 +407,10 @@ async def _drawn(hours: int, queue: str, job: str) -> dict[str, Any]:
 
 async def actions_before(request: Request) -> list[ActionRecord]:
     before = whole(request.query_params.get("before"), 0, 0, 1 << 62) or None
-    return await call(lambda broker: broker.admin.actions(before=before, limit=ACTIONS_AT_ONCE))
+    return await call(lambda broker: broker.admin.actions(before=before, limit=AT_ONCE))
 
 
 async def audit(request: Request) -> Response:
     records, is_first = await actions_before(request), not request.query_params.get("before")
-    is_full = len(records) == ACTIONS_AT_ONCE
+    is_full = len(records) == AT_ONCE
     return await render(request, "audit.html", "Audit", LABELS=LABELS, records=records, is_first=is_first, is_full=is_full)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from taskflow.broker.engine.broker import EngineAdmin
 from taskflow.dashboard import memo
 from tests.dashboard.site import Site
 from tests.support.verdicts import failed
@@ -52,3 +53,21 @@ async def test_a_user_who_acts_sees_the_change_at_once(memory: World, site: Site
     await site.get(groups[0])
     await site.post("/act", action="retry", group=groups[0].partition("group=")[2].partition("&")[0], first="1")
     assert "1 builtins.ValueError: no such user" in (await site.get("/failures")).text
+
+
+async def test_pages_made_together_count_failures_once(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The overview, the failures and the preview of an action share the counts, which need thousands of reads in a large store."""
+    monkeypatch.setattr(memo, "SLOW", 0.0)
+    await memory.settle(failed(await memory.running()))
+    counted = list[Any]()
+    original = EngineAdmin.failure_groups
+
+    async def count(admin: EngineAdmin, **given: Any) -> Any:
+        counted.append(given["queue"])
+        return await original(admin, **given)
+
+    monkeypatch.setattr(EngineAdmin, "failure_groups", count)
+    for path in ("/", "/failures", "/act?action=retry&status=failed"):
+        assert "no such user" in (page := await site.get(path)).text or "1 job" in page.text
+    await site.get("/failures?queue=default")
+    assert counted == [None, "default"]
