@@ -10,7 +10,7 @@ import pytest
 from taskflow.broker import topics
 from taskflow.broker.engine import job_pauses
 from taskflow.model import wording
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.verdict import HandedBack, Settled
@@ -132,6 +132,19 @@ async def test_job_pause__cancel_expiry_and_run_now(world: World) -> None:
     await world.settle(retried(lease, 60.0))
     await resume(world)
     assert await world.status(pushed) is Status.SCHEDULED  # for its retry, which no pause holds back
+
+
+async def test_job_pause__debounced(world: World) -> None:
+    """A call that debounces a parked job moves its due time: neither the pause nor its end starts the job earlier."""
+    job = await world.add(key="letter")
+    await world.broker.admin.pause_job("work")
+    await park(world, await world.claim(await world.a_session()))
+    await world.enqueue(world.an_envelope(key="letter", after=30.0, on_conflict=OnConflict.DEBOUNCE))
+    await resume(world)
+    await world.pass_time(29.0)
+    assert await world.status(job) is Status.SCHEDULED
+    await world.pass_time(1.0)
+    assert await world.status(job) is Status.READY
 
 
 async def test_job_pause__many_jobs_in_portions(world: World) -> None:

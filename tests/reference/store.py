@@ -115,6 +115,8 @@ class Store(ReferenceTransitions):
         job.payload, job.expires_at = new.payload, new.expires_at
         job.failures = job.crashes = job.snoozes = job.hand_backs = 0
         job.parked_at = None
+        if self.places.pop(job.id, None) is not None:
+            job.waiting_for = None
         if job.status is not Status.READY:
             latest = new.due_at if envelope.at_most is None else job.created_at + to_microseconds(envelope.at_most)
             before, job.due_at = job.due_at, max(self.now, min(new.due_at, latest))

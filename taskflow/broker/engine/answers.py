@@ -40,6 +40,9 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
     job.set_flag(Flag.TAGGED, bool(envelope.tags))
     job.set_flag(Flag.FAIR, envelope.fair is not None)
+    if job.has(Flag.PAUSED):  # the end of the pause must not start it before its new due time
+        job.set_flag(Flag.PAUSED, False)
+        job.state.place = job.state.waiting = None
     job.counters = Counters()
     header["expires_at"] = fresh.header.get("expires_at")
     if job.status != READY:
