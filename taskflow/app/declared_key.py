@@ -25,7 +25,7 @@ _FIELD: Final = re.compile(r"(?P<name>\w+)(?P<path>(?:\.\w+|\[[^][]+])*)(?:\?(?P
 _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")
 
 # Only values whose text is the same in every process. The text of most other objects contains an address or an arbitrary order.
-_PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
+PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
 
 _MAX_LENGTH: Final = 10_000
 """The maximum number of digits or characters of a value, and its maximum exponent. Longer values are useless as keys and slow to
@@ -55,6 +55,14 @@ class DeclaredKey:
         """The names of the parameters whose values the template uses."""
         return {part.name for part in self._parts if not isinstance(part, str)}
 
+    @property
+    def is_secret(self) -> bool:
+        """True if one of the fields is secret."""
+        return any(self._hides(part) for part in self._parts if not isinstance(part, str))
+
+    def _hides(self, field: _TemplateField) -> bool:
+        return not field.names.isdisjoint(self._codec.secrets) or any(map(has_secret_name, field.names))
+
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the key of a call, and the text that is stored and shown for it, without secrets. Raises TypeError or ValueError if the
         arguments fit the function but do not make a valid key."""
@@ -68,13 +76,13 @@ class DeclaredKey:
 
     def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
         """Return the text of a field, and True if it is secret. Raises TypeError or ValueError if the value cannot be part of a key."""
-        is_secret = not field.names.isdisjoint(self._codec.secrets) or any(map(has_secret_name, field.names))
+        is_secret = self._hides(field)
         try:
             value = field.value_in(args, kwargs, self._codec)
             value = value.value if isinstance(value, Enum) else value
             if value is None and field.none is not None:
                 return field.none, False
-            if isinstance(value, _PLAIN):
+            if isinstance(value, PLAIN):
                 if _is_long(value):
                     raise ValueError(f"it has more than {_MAX_LENGTH:,} digits or characters")
                 return format(value, field.spec), is_secret

@@ -95,6 +95,10 @@ class DeclaredLimits:
         """Return the gates of a call. Raises TypeError or ValueError if the arguments fit the function but make no valid limit keys."""
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
+    def hides(self, name: str) -> bool:
+        """Return True if the key of the limit with this name is secret."""
+        return any(declared is not None and declared.is_secret for limit, _, declared in self._limits if limit == name)
+
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
         """Return the gates of a call that has no value yet for one parameter, whose name is `takes`. Raises ValueError if a limit's key
         uses that parameter."""

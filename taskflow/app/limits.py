@@ -16,6 +16,7 @@ from taskflow.broker.admin import LimitedJob, LimitRecord
 from taskflow.model.clock import to_microseconds
 from taskflow.model.ids import check_key
 from taskflow.model.limits import MAX_MOST, RATE, SLOTS, Gate, gate_id
+from taskflow.model.masking import HIDDEN
 from taskflow.model.printable import nearest, shown
 
 
@@ -73,7 +74,10 @@ class Limits:
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not least <= n <= MAX_MOST):
             raise ValueError(f"n={shown(n)}: expected {least} to {MAX_MOST:,}, or None")
         gate = gate_of(name, text, rule, rule.n if n is None else n)
-        which = {"key": text, "n": "declared" if n is None else str(n)}
+        stored = [info.key for info in await self.list(name)] if is_foreign else []
+        if HIDDEN in stored or any(job.limits is not None and job.limits.hides(name) for job in default_app().registry):
+            gate = msgspec.structs.replace(gate, key=HIDDEN)
+        which = {"key": gate.key, "n": "declared" if n is None else str(n)}
         call = default_app().client().call
         async with recorded(call, "limits.set", by=by, reason=reason, names=[name], which=which) as doing:
             await call(lambda broker: broker.admin.set_limit(gate, is_set=n is not None))
@@ -133,5 +137,11 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
 
 
 def _text(key: object) -> str:
+    from taskflow.app.declared_key import PLAIN
+
     value = key.value if isinstance(key, Enum) else key
+    if value is not None and not isinstance(value, PLAIN):
+        raise TypeError(
+            f"limits.set() got a key of type {type(value).__name__}: expected text, a number, a date, a UUID, a path or an enum"
+        )
     return "" if value is None else check_key(format(value, ""))

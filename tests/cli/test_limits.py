@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from taskflow import Concurrency, Limit, limits
 from taskflow.broker.protocol import Broker
 from taskflow.cli.limits import NONE
 from taskflow.model.envelope import Envelope
@@ -16,6 +17,9 @@ from taskflow import Concurrency, Limit, job
 
 @job(name="charge", limits=[Concurrency(2, key="tenant"), Limit("ledger", Concurrency(5))])
 async def charge(tenant: str) -> None: ...
+
+@job(name="fetch", limits=[Concurrency(1, key="token")])
+async def fetch(token: str) -> None: ...
 """
 
 
@@ -71,6 +75,19 @@ def test_a_number_is_set(cli: Cli, stored: None) -> None:
     }
     assert cli("limits", "set", "ledger", "declared", "--module", "app.tasks").out == "ledger: the declared number\n"
     assert [info["limit"] for info in cli.json("limits") if info["is_set"]] == ["charge"]
+
+
+def test_a_secret_key_is_not_stored(cli: Cli, stored: None) -> None:
+    cli("limits", "set", "fetch", "hunter2", "3", "--module", "app.tasks")
+    assert ("fetch", "[hidden]", 3) in [(info["limit"], info["key"], info["n"]) for info in cli.json("limits")]
+    cli("limits", "set", "fetch", "hunter3", "4")  # only the store tells this process that the key is secret
+    assert [info["key"] for info in cli.json("limits") if info["limit"] == "fetch"] == ["[hidden]"] * 2
+    assert [act["selection"]["key"] for act in cli.json("audit")] == ["[hidden]"] * 2
+
+
+async def test_a_key_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="a key of type bytes: expected text"):
+        await limits.set(Limit("ledger", Concurrency(1, key="tenant")), b"acme", 2)
 
 
 def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: None) -> None:
