@@ -36,7 +36,7 @@ from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 
-JOBS: Final = 10_000
+JOBS: Final = 40_000
 BEST_OF: Final = 3
 """The runs of a contender in a turn. The cheapest one counts, because other programs can only make a run more expensive."""
 
