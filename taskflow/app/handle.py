@@ -118,7 +118,8 @@ class JobHandle(Generic[R_co]):
                         await waiter.wait(POLL_INTERVAL)
         except TimeoutError:
             stands = "could not be read from the broker" if record is None else f"is still {record.status}"
-            raise TimeoutError(f"{self!r} {stands} after {seconds} s: the job is not affected; call result() again later") from None
+            waited = f"{round(seconds or 0, 3):g} s"
+            raise TimeoutError(f"{self!r} {stands} after {waited}: the job is not affected; call result() again later") from None
         return self._outcome(record)
 
     def _outcome(self, record: Record | None) -> R_co:

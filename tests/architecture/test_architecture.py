@@ -42,14 +42,14 @@ BUDGETS = {
     "taskflow/broker/redis": 5_250,
     "taskflow/broker/postgres": 6_035,
     "taskflow/broker": 24_330,
-    "taskflow/app": 8_060,
+    "taskflow/app": 8_065,
     "taskflow/worker": 7_115,
     "taskflow/cli": 4_755,
     "taskflow/testing": 1_045,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_810,
+    "taskflow": 55_815,
     "tests": 76_090,
 }
 
