@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -29,6 +29,7 @@ MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a re
 MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs that are compared with what workers know
 POSITIONS_AT_ONCE: Final = 200
 MAX_HOLDERS: Final = 3  # the maximum number of jobs that are named as holders of a limit's slots
+_CHANGE: Final = "`taskflow limits set` changes the number"
 MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at a limit
 
 
@@ -172,28 +173,44 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
     """Yield the reasons why a job is waiting for a limit: who holds the slots and how many jobs are waiting, or when the rate will let it
     start. These include any other full limit, and a pause of the queue."""
-    is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
+    is_rate = record.due_at > facts.now
     own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
-    limit = next((each for each in own if (each.per is not None) == is_rate), None)
-    if limit is None:
+    limit = next((each for each in own if (each.per is not None) == is_rate and (is_rate or each.waiting)), None)
+    if limit is None and any(each.per is not None for each in own):
+        due = f"{record.waiting_for} lets it start"
+        is_served = any(worker.is_alive for worker in facts.workers)
+        yield Reason(f"{due} at the next maintenance", "check again") if is_served else _no_worker(due)
+    elif limit is None:
         yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends frees its slot; see `taskflow jobs --status running`")
     elif limit.per is not None:
         at = f"{limit.n:,} in {span(limit.per)}"
         later = f"; a job that is sent now starts in {span(limit.opens_in)}" if limit.opens_in else ""
-        yield Reason(f"{record.waiting_for} allows {at}: it starts {_after(record.due_at, facts.now)}{later}", f"wait, or {change}")
+        starts = f"it starts {_after(record.due_at, facts.now)}"
+        if record.due_at < facts.now + timedelta(seconds=limit.closed_for):
+            starts = f"a run that was refused has closed it, and it opens in {span(limit.closed_for)}"
+        yield Reason(f"{record.waiting_for} allows {at}: {starts}{later}", f"wait; {_CHANGE} for jobs that are sent later")
     else:
         number = next((number for number, job in enumerate(limit.next, 1) if job.id == _id(record)), None)
         waiting = f"{limit.waiting:,}{' or more' if limit.waiting == MAX_WAITING else ''}"
         place = f"{waiting} jobs wait" if number is None else f"it is number {number} of {waiting} that wait"
-        yield Reason(f"it waits for a slot of {record.waiting_for}: {_taken(limit)}; {place}", f"a run that ends frees its slot; {change}")
+        yield Reason(f"it waits for a slot of {record.waiting_for}: {_taken(limit)}; {place}", _opening(limit))
     for other in limits:
         if other is not limit and other.per is None and other.taken >= other.n:
-            yield Reason(
-                f"{wording.waits_at_gate(other.limit, other.key)} is full, too: {_taken(other)}",
-                f"a run that ends frees its slot; {change}",
-            )
+            yield Reason(f"{wording.waits_at_gate(other.limit, other.key)} is full, too: {_taken(other)}", _opening(other))
     if facts.is_paused:
         yield _paused(record, ", so no worker takes it when it is ready")
+
+
+def _no_worker(state: str) -> Reason:
+    return Reason(f"{state}, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
+
+
+def _opening(limit: LimitRecord) -> str:
+    if limit.n == 0:
+        return f"none starts while the number is 0; {_CHANGE}"
+    if limit.taken > limit.n:  # the number was lowered
+        return f"it is free when {limit.taken - limit.n + 1:,} of their runs have ended; {_CHANGE}"
+    return f"a run that ends frees its slot; {_CHANGE}"
 
 
 def _taken(limit: LimitRecord) -> str:
@@ -210,7 +227,7 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
         return
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
-        yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
+        yield _no_worker("it is due")
     if record.waiting_for == wording.job_paused(record.job):
         yield Reason(f"job {record.job} is paused", f"`taskflow resume --job {record.job}` ends the pause")
     elif record.waiting_for and is_parked(record):

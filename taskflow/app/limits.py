@@ -33,6 +33,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `per`       the period of a rate, in seconds; None for a `Concurrency`
     `burst`     for a rate, how many jobs may start at once
     `opens_in`  for a rate, the seconds until a job sent now could start, behind those already waiting; otherwise 0
+    `closed_for`  for a rate, the seconds for which a `RateLimited` keeps it closed; otherwise 0
     `holders`   at most ten of the jobs that hold a slot, running ones first. Only 1,000 running and 1,000 ready jobs are searched
     `next`      up to ten waiting jobs that will get through next, in order
     """
@@ -46,6 +47,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     per: float | None
     burst: int
     opens_in: float
+    closed_for: float = 0.0
     holders: tuple[LimitedJob, ...] = ()
     next: tuple[LimitedJob, ...] = ()
 

@@ -59,6 +59,7 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
     per: float | None
     burst: int
     opens_in: float
+    closed_for: float = 0.0
     holders: tuple[LimitedJob, ...] = ()
     next: tuple[LimitedJob, ...] = ()
 

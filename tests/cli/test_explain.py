@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
-from taskflow.broker.admin import Admin
+from taskflow.broker.admin import Admin, View
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text
@@ -19,11 +19,11 @@ from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
-from taskflow.model.verdict import Settlement
+from taskflow.model.verdict import Settlement, Snoozed
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 from tests.support.harnesses import MemoryHarness
-from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed
+from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, settlement, snoozed
 from tests.support.world import Job, World
 
 
@@ -195,6 +195,41 @@ async def test_explain_shows_when_a_rate_lets_the_job_start(world: World) -> Non
     calls = Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000)
     [told] = await told_at_limits(world, calls, number=3)
     assert told.text == "limit api allows 6 in 1m: it starts in 20s; a job that is sent now starts in 30s"
+
+
+async def test_explain_shows_that_a_refused_run_has_closed_the_rate(world: World) -> None:
+    calls = Gate(gate_id("api", "", kind=RATE), "api", "", 60, 60_000_000)
+    await told_at_limits(world, calls)
+    [lease] = await world.claim(await world.a_session())
+    await world.settle(settlement(lease, Snoozed(600.0, closes=True)))
+    [told] = await told_at_limits(world, calls)
+    closed = "limit api allows 60 in 1m: a run that was refused has closed it, and it opens in 10m; a job that is sent now starts in 10m"
+    assert told.text.startswith("limit api allows 60 in 1m: it starts in 10m")
+    [waiting] = (await world.broker.admin.page(View(statuses=(Status.SCHEDULED,)), limit=1)).records
+    [told] = reasons(waiting, Facts(now=instant_of(world.clock.wall())), await own_facts_of(world.broker, waiting))
+    assert told.text == closed
+
+
+async def test_explain_shows_that_a_job_whose_rate_lets_it_start_needs_a_worker(world: World) -> None:
+    """A limit of the same name that has free slots isn't the reason."""
+    calls, slots = Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000), Gate(gate_id("api", ""), "api", "", 5)
+    jobs = [await world.add(limits=(calls, slots)) for _ in range(2)]
+    world.clock.advance(60.0)
+    record, now = await world.record(jobs[1]), instant_of(world.clock.wall())
+    for number, said in ((0, "lets it start, but no worker is running"), (1, "lets it start at the next maintenance")):
+        for _ in range(number):
+            await world.a_session()
+        facts = await facts_of(world.broker.admin, record, now)
+        assert said in reasons(record, facts, await own_facts_of(world.broker, record))[0].text
+
+
+async def test_explain_shows_that_no_run_frees_a_slot(world: World) -> None:
+    slots = Gate(gate_id("imports", ""), "imports", "", 3)
+    await told_at_limits(world, slots, number=4)
+    for number, said in ((1, "it is free when 3 of their runs have ended"), (0, "none starts while the number is 0")):
+        await world.broker.admin.set_limit(msgspec.structs.replace(slots, most=number), is_set=True)
+        [told] = await told_at_limits(world, slots, number=1)
+        assert told.cure.startswith(said)
 
 
 @cause("it waits for other jobs to end")

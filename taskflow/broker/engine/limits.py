@@ -104,6 +104,7 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
         per=to_seconds(gate.per) if gate.per else None,
         burst=gate.burst,
         opens_in=to_seconds(opens_at - now),
+        closed_for=to_seconds(max(0, (header["closed_until"] or 0) - now)),
         holders=tuple(map(_limited, holders[:MAX_SHOWN])),
         next=tuple(map(_limited, following)),
     )
