@@ -48,7 +48,7 @@ REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = "Another process may know this action: this page reloads every two seconds. The audit log shows what was done."
 # the paths that a form may name as the page it came from
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
-DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "due now", "cancel": "cancelled", "purge": "discarded"}
+DONE: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made due now", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,7 +77,7 @@ def test_each_page_works_without_a_script(stage: Filled, new_context: NewContext
     page.get_by_role("button", name="Discard").click()
     expect(page.locator("h1")).to_have_text("Discard 1 job?")
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_role("status")).to_contain_text("1 job is discarded")
+    expect(page.get_by_role("status")).to_contain_text("1 job was discarded")
     page.goto(f"{stage.url}/jobs?queue=shelf")
     expect(page.locator(row(page, first))).to_have_count(0)
     expect(page.locator(row(page, second))).to_be_visible()
@@ -144,7 +144,7 @@ def test_one_job_is_acted_on(stage: Filled, page: Page) -> None:
         expect(page.locator("h1")).to_have_text(f"shop.shelf.fill {status}")
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_role("status")).to_contain_text("1 job is discarded")
+    expect(page.get_by_role("status")).to_contain_text("1 job was discarded")
     page.goto(f"{stage.url}/audit")
     for reason in ("for ready", "for cancelled"):
         expect(page.locator("tr", has_text=reason).first).to_contain_text("ada")
@@ -161,7 +161,7 @@ def test_all_jobs_that_match_are_acted_on_after_a_preview(stage: Filled, page: P
     expect(page.locator("h1")).to_have_text("Cancel 1,001 jobs?")
     page.get_by_label("to confirm").fill("cancel")
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("status")).to_contain_text("1,001 jobs are cancelled", timeout=30_000)
+    expect(page.get_by_role("status")).to_contain_text("1,001 jobs were cancelled", timeout=30_000)
 
 
 @pytest.mark.each_store
@@ -212,7 +212,7 @@ def test_selected_jobs_run_now(stage: Filled, page: Page) -> None:
     for job in jobs[:2]:
         page.locator(row(page, job)).get_by_role("checkbox").check()
     page.get_by_role("button", name="Run now").click()
-    expect(page.get_by_role("status")).to_contain_text("2 jobs are due now")
+    expect(page.get_by_role("status")).to_contain_text("2 jobs were made due now")
     page.goto(f"{stage.url}/jobs?queue=later")
     for job, status in zip(jobs, ("ready", "ready", "scheduled"), strict=True):
         expect(page.locator(row(page, job)).locator(".status")).to_have_text(status)

@@ -59,7 +59,7 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     page = await site.get("/act", action="purge", id=later)
     assert "Discard 1 job?" in page.text
     page = await site.post("/act", **form(page))
-    assert "1 job is discarded" in page.text
+    assert "1 job was discarded" in page.text
     assert await statuses(world, [later]) == [None]
     log = await world.broker.admin.actions()
     assert [record.action.kind for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
@@ -86,7 +86,7 @@ async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
     """The page says which of them are unchanged, and why."""
     jobs, waiting = await failed_jobs(world, 3), id_text((await world.add(queue="other")).id)
     page = await site.post("/act", action="retry", id=[*jobs[:2], waiting])
-    assert "2 jobs are ready again" in page.text
+    assert "2 jobs were retried" in page.text
     assert "1: it has not ended yet" in page.text
     assert await statuses(world, jobs) == [Status.READY, Status.READY, Status.FAILED]
 
@@ -134,7 +134,7 @@ async def test_all_that_match_are_counted_before_they_are_acted_on(world: World,
     assert "Retry 4 jobs?" in page.text
     assert await statuses(world, jobs) == [Status.FAILED] * 4
     page = await site.post("/act", **form(page), reason="fixed")
-    assert "4 jobs are ready again" in page.text
+    assert "4 jobs were retried" in page.text
     assert await statuses(world, [*jobs, *others]) == [Status.READY] * 4 + [Status.FAILED] * 2
     [record] = await world.broker.admin.actions()
     assert (record.action.by, record.action.affected, record.action.reason) == ("ada", 4, "fixed")
@@ -223,7 +223,9 @@ async def test_a_cause_is_retried_in_stages_while_no_run_fails(world: World, sit
         assert (await statuses(world, jobs)).count(Status.RUNNING) == number
         await world.settle(*map(succeeded, leases))
     page = await until(site, page, "Retry in stages: done")
-    assert "30 jobs are ready again" in page.text
+    assert "30 jobs were retried" in page.text
+    assert "No job of the earlier stages failed again." in page.text
+    assert any("/jobs?group=" in link for link in (await site.get("/audit")).links)
     log = [record.action for record in await world.broker.admin.actions()]
     assert [(each.kind, each.affected, each.by, each.reason) for each in log] == [
         ("retry", number, "ada", "fixed") for number in (19, 10, 1)
@@ -282,14 +284,14 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
         assert "Nothing has been done yet" in refused.text
     assert (await operate.queues())[0].counts[Status.READY] == 1_001
     page = await site.post("/act", **form(page), confirm="cancel")
-    assert "1,001 jobs are cancelled" in page.text
+    assert "1,001 jobs were cancelled" in page.text
 
 
 async def test_run_now_says_that_it_skips_no_limit(memory: World, site: Site) -> None:
     await memory.add(after=60.0)
     page = await site.get("/act", action="run-now", status="scheduled")
     assert "It skips no limit." in page.text
-    assert "1 job is due now" in (await site.post("/act", **form(page))).text
+    assert "1 job was made due now" in (await site.post("/act", **form(page))).text
 
 
 async def test_run_now_leaves_jobs_that_wait_at_a_limit(world: World, site: Site) -> None:
@@ -298,7 +300,7 @@ async def test_run_now_leaves_jobs_that_wait_at_a_limit(world: World, site: Site
     _, waiting = [await world.add(limits=(limit,)) for _ in range(2)]
     later = [await world.add(after=60.0) for _ in range(2)]
     page = await site.post("/act", action="run-now", id=[id_text(each.id) for each in (waiting, later[0])])
-    assert "1 job is due now" in page.text
+    assert "1 job was made due now" in page.text
     assert "1: it waits for a limit, which run-now doesn't skip" in page.text
     assert await operate.run_now(status="scheduled") == ActionResult(
         changed=1, refused={"it waits for a limit, which run-now doesn't skip": 1}
@@ -363,7 +365,7 @@ async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, s
     await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
     page = await site.post("/act", action="cancel", queue="mail")
     assert "Cancel: running" in page.text
-    assert "500 jobs are cancelled" in page.text
+    assert "500 jobs were cancelled" in page.text
     assert page.answer.headers["refresh"] == "2"
     [stop] = page.all("form", method="post")
     page = await site.post(stop["action"])

@@ -81,7 +81,7 @@ def test_a_long_action_continues_after_its_request(memory: World, monkeypatch: p
         if "Cancel: done" in page.text:
             break
         run_sync(asyncio.sleep(0.05))
-    assert "900 jobs are cancelled" in page.text
+    assert "900 jobs were cancelled" in page.text
 
 
 def test_it_is_closed_without_authorize_and_to_other_sites(memory: World) -> None:
