@@ -85,8 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Leave out cases of stores whose turn it is not."""
     for item in items:
         tiers.mark(item)
-    config.hook.pytest_deselected(items=list(filter(tiers.is_left_to_others, items)))
-    items[:] = sorted(filterfalse(tiers.is_left_to_others, items), key=tiers.is_fast)
+    left = tiers.left_to_others(items)
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = sorted(filterfalse(left.__contains__, items), key=tiers.is_fast)
 
 
 @pytest.hookimpl(wrapper=True)

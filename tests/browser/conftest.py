@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stage" not in metafunc.fixturenames:
         return
     name, is_on_each = metafunc.definition.name, any(mark.name == "each_store" for mark in metafunc.definition.iter_markers())
-    kinds = BROKERS if is_on_each or os.environ.get(tiers.ON_ALL) else [BROKERS[crc32(name.encode()) % len(BROKERS)]]
+    kinds = BROKERS if is_on_each or os.environ.get(tiers.ALL) else [BROKERS[crc32(name.encode()) % len(BROKERS)]]
     params = [pytest.param(kind, marks=pytest.mark.xdist_group(kind.name), id=kind.name) for kind in kinds]
     metafunc.parametrize("stage", params, indirect=True, scope="session")
 

@@ -25,6 +25,7 @@ async def look() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the test reads /proc")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=["worker", "supervisor"])
+@pytest.mark.sampled(3)
 def test_a_worker_opens_closed_descriptors_on_the_null_device(shell: Shell, closed: str, options: Sequence[str]) -> None:
     shell.write("tasks.py", TASKS)
     shell.send("look.bind()")

@@ -34,6 +34,7 @@ def test_on_a_server_too(shell: Shell, new_store: Callable[[], str]) -> None:
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+@pytest.mark.sampled(2)
 def test_in_the_midst_of_work(brief: Stage, processes: list[str]) -> None:
     for stopped in brief.stop_all(stops(range(0, 181, 30)), "--concurrency", "4", *processes, once="working as"):
         nothing_is_lost(stopped, 80)
@@ -41,6 +42,7 @@ def test_in_the_midst_of_work(brief: Stage, processes: list[str]) -> None:
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+@pytest.mark.sampled(2)
 def test_with_jobs_that_ignore_their_cancellation(shell: Shell, processes: list[str]) -> None:
     """The first signal ends it too, after the grace period and `stop_timeout`; its jobs are ready for others."""
     stage = Stage(shell, *STUBBORN)
@@ -125,6 +127,7 @@ UNDER_NOHUP = (
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 @pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.sampled(2)
 def test_as_pid1_it_handles_the_same_signals(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
     """The kernel withholds from process 1 every signal that it has no handler for."""
     worker = waiting.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes)

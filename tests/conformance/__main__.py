@@ -13,7 +13,7 @@ from tests.support import tiers
 
 
 def main() -> int:
-    os.environ[tiers.ON_ALL] = "1"
+    os.environ[tiers.ALL] = "1"
     code = pytest.main([str(Path(__file__).parent), "-Wignore::pytest.PytestAssertRewriteWarning", *sys.argv[1:]])
     from tests.conformance.mutants import MUTANTS, harness_of
     from tests.support.harnesses import ReferenceHarness

@@ -23,12 +23,14 @@ pytestmark = pytest.mark.unmeasured  # the clauses' own runs are measured
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.sampled(4)
 def test_a_mutant_fails_its_clauses(mutant: type[Mutant]) -> None:
     """At least one test of each named clause fails."""
     assert clauses.failing(harness_of(mutant), of=mutant.breaks).keys() == mutant.breaks
 
 
 @pytest.mark.parametrize("mutant", ENGINES, ids=lambda mutant: mutant.name)
+@pytest.mark.sampled(4)
 def test_a_changed_engine_fails_its_clauses(mutant: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.apply(monkeypatch)
 
@@ -127,6 +129,7 @@ class BrokenHarness(PostgresHarness):
 
 @pytest.mark.parametrize("clause", IN_TRANSACTIONS)
 @pytest.mark.slow
+@pytest.mark.sampled(3)
 def test_a_changed_function_fails_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, before, after = IN_TRANSACTIONS[clause]
     if before:

@@ -256,5 +256,6 @@ def test_no_order_breaks_a_flow() -> None:
 
 
 @pytest.mark.parametrize("rules", BROKEN, ids=lambda rules: rules.name)
+@pytest.mark.sampled(3)
 def test_broken_flows_are_found_out(rules: Rules) -> None:
     assert search(rules)[1]

@@ -45,6 +45,7 @@ each_broken = pytest.mark.parametrize("rules", BROKEN, ids=lambda rules: rules.n
 
 @each_correct
 @pytest.mark.parametrize("bounds", REGULAR.values(), ids=REGULAR)
+@pytest.mark.sampled(2)
 def test_no_order_of_events_breaks_an_invariant(rules: Rules, bounds: Bounds) -> None:
     found = search(rules, bounds)
 
@@ -53,6 +54,7 @@ def test_no_order_of_events_breaks_an_invariant(rules: Rules, bounds: Bounds) ->
 
 
 @each_broken
+@pytest.mark.sampled(3)
 def test_broken_rules_are_found_out_by_a_short_path(rules: Rules) -> None:
     found = search(rules, Bounds(restarts=0, late_beats=0) if rules.name in LOSSES_MATTER else Bounds(restarts=1, losses=0)).counterexample
 

@@ -70,6 +70,7 @@ EXTRAS: Final[dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
+@pytest.mark.sampled(2)
 async def test_options_that_cannot_be_read_spoil_their_own_job(world: World, spoiler: Spoiler, extras: bytes) -> None:
     """The job is found and dropped like the others, and upkeep and purge go on past it."""
     envelopes = list[Envelope]()
@@ -102,6 +103,7 @@ ODD: Final[dict[str, Stored]] = {
 
 
 @pytest.mark.parametrize("stored", ODD.values(), ids=ODD)
+@pytest.mark.sampled(2)
 async def test_a_damaged_session_affects_no_other_session(world: World, spoiler: Spoiler, stored: Stored) -> None:
     """Each value in turn, if the store admits it. Other sessions beat, claim and are listed, and the spoilt session's leases are released
     in the end."""
@@ -204,6 +206,7 @@ async def add(world: World, kind: str, session: Session, ids: list[bytes], lease
 
 
 @pytest.mark.parametrize("how", MOVES)
+@pytest.mark.sampled(2)
 async def test_a_damaged_column_of_a_job_affects_no_other_job(world: World, spoiler: Spoiler, how: str) -> None:
     """Arithmetic with it may fail: each column in turn, with each value that the store admits. All other operations go on past it too."""
     kind, expected = MOVES[how]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -31,14 +32,14 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 _IN_FAST_PLACES: Final = ("fast", "fast or conformance and not slow")
 """Expressions of `-m`, the second in .ci/run, that match only tests in fast places."""
 
-ON_ALL: Final = "CONFORMANCE_ON_ALL"
-"""If this environment variable is set, every test runs on every broker that it takes."""
+ALL: Final = "ALL_TESTS"
+"""If this environment variable is set, every test runs with all its cases, on every broker that it takes, as in the nightly run."""
 
-_STORES: Final = ("sqlite", "redis", "postgres")
+_STORES: Final = frozenset({"sqlite", "redis", "postgres"})
 
-_IN_TURN: Final = frozenset(TESTS / folder for folder in ("unit/app", "dashboard"))
-"""Folders whose tests are about what is above a broker. They run on memory and, in turn, on one store: on another one with the next version
-of Python."""
+IN_TURN: Final = frozenset(TESTS / folder for folder in ("unit/app", "api", "cli", "dashboard", "django", "faults", "worker"))
+"""Folders whose tests are about what is above a broker. Each runs on memory, where it takes memory, and in turn on one of its stores: on
+another one with the next version of Python."""
 
 _BROWSER: Final = TESTS / "browser"
 """Tests that need Chromium and the extra `browser`. A full run does not include them."""
@@ -71,23 +72,50 @@ def _is_in(path: Path, places: Set[Path]) -> bool:
     return not places.isdisjoint([path, *path.parents])
 
 
-def is_left_to_others(item: pytest.Item) -> bool:
-    """Return True if the test runs on one store in turn, and this is another store's case."""
-    return _runs_in_turn(item.path) and is_another_stores_turn(item)
+def left_to_others(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return the cases of tests that run on one store in turn, where it is another store's turn, and the other cases of sampled tests."""
+    return other_stores_turns([item for item in items if _runs_in_turn(item.path)]) | _not_sampled(items)
+
+
+def _not_sampled(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return all but every n-th case of each test that is marked `sampled(n)`. The next version of Python takes the next ones."""
+    cases = defaultdict[tuple[Path, str, int], list[pytest.Item]](list)
+    for item in items:
+        if isinstance(item, pytest.Function) and (marker := item.get_closest_marker("sampled")) is not None:
+            cases[item.path, item.originalname, marker.args[0]].append(item)
+    left = set[pytest.Item]()
+    for (_, _, step), of_test in cases.items():
+        step = min(step, len(of_test))
+        left.update(of_test[at] for at in range(len(of_test)) if (at + sys.version_info.minor) % step)
+    return set() if os.environ.get(ALL) else left
 
 
 @cache
 def _runs_in_turn(module: Path) -> bool:
-    return _is_in(module, _IN_TURN)
+    return _is_in(module, IN_TURN)
 
 
-def is_another_stores_turn(item: pytest.Item) -> bool:
-    """Return True if this is the case of a store other than memory and the one whose turn it is, which differs by the version of Python."""
-    if os.environ.get(ON_ALL) or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
-        return False
-    kinds = (getattr(value, "name", None) for value in item.callspec.params.values())
-    mine = next((kind for kind in kinds if kind in _STORES), None)
-    return mine is not None and mine != _STORES[(crc32(item.name.replace(mine, "").encode()) + sys.version_info.minor) % len(_STORES)]
+def other_stores_turns(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return the cases on stores other than memory and the one whose turn it is, which differs by the version of Python.
+
+    It is always the turn of a store that the test takes. A case that is chosen by its name runs."""
+    cases = defaultdict[tuple[Path, str], dict[str, pytest.Item]](dict)
+    for item in items:
+        if (store := _store_of(item)) is not None:
+            cases[item.path, item.name.replace(store, "")][store] = item
+    left = set[pytest.Item]()
+    for (_, name), of_stores in cases.items():
+        mine = sorted(of_stores)[(crc32(name.encode()) + sys.version_info.minor) % len(of_stores)]
+        left.update(item for store, item in of_stores.items() if store != mine)
+    return set() if os.environ.get(ALL) else left
+
+
+def _store_of(item: pytest.Item) -> str | None:
+    """Return the store that the test's parameters name, or None if it isn't one of those that take turns."""
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return None
+    named = (getattr(value, "name", value) for value in item.callspec.params.values())
+    return next((name for name in named if isinstance(name, str) and name in _STORES), None)
 
 
 def is_slow_folder(path: Path) -> bool:

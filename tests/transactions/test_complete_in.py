@@ -124,6 +124,7 @@ def place(request: pytest.FixtureRequest, kind: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in WAYS for kind in (ALL if name in EVERYWHERE else SOME)])
+@pytest.mark.sampled(3)
 async def test_a_run_is_completed_if_and_only_if_its_transaction_commits(place: str, name: str, kind: str) -> None:
     way = WAYS[name]
     Run.kind, Run.place, Run.steps = kind, place, way.steps.split()

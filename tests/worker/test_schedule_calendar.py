@@ -32,6 +32,7 @@ ZONES = {
 
 
 @pytest.mark.parametrize("tz", ZONES)
+@pytest.mark.sampled(3)
 async def test_no_time_is_missed_or_doubled_in_400_days(tz: str) -> None:
     """Two workers fire what they are offered, and die before, after or in between. All stores share the code that this runs."""
     chance = random.Random(tz)

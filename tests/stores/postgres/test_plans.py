@@ -70,6 +70,7 @@ def is_free(read: Read) -> bool:
 
 
 @pytest.mark.parametrize("planned", ["when full", "when analyzed", "when empty", "when emptied"])
+@pytest.mark.sampled(2)
 async def test_every_function_reads_by_index(store: Store, planned: str) -> None:
     """The plans are kept, and some are made at the worst moment: the server knows that the tables are empty, and then they are filled."""
     connection = store.connection
@@ -134,6 +135,7 @@ CALLS: Final[tuple[Call, ...]] = (
 
 
 @pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
+@pytest.mark.sampled(2)
 async def test_few_rows_are_really_read(store: Store, is_filled_first: bool) -> None:
     """tests/long does the same with a million jobs that are ready or scheduled."""
     if is_filled_first:

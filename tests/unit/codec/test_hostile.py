@@ -149,6 +149,7 @@ def test_well_formed_wire_values_of_any_shape(value: Any) -> None:
 
 
 @pytest.mark.parametrize("annotation", {str(kind): kind for kind, _ in [*ANNOTATED, *INSTANCES, *ARGUMENTS.values()]}.values(), ids=str)
+@pytest.mark.sampled(4)
 def test_every_annotation_reads_anything_or_refuses(annotation: Any) -> None:
     codec = codec_of(annotation)
 
