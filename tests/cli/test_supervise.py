@@ -150,7 +150,7 @@ def fewest_at_work(said: str) -> int:
 
 
 @on_each_broker
-def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_many_as_it_may(tasks: Shell) -> None:
+def test_a_job_longer_than_the_grace_period_ends_in_the_worker_that_has_run_as_many_as_it_may(tasks: Shell) -> None:
     """It ends beside the worker's successors, of which several come and go meanwhile; it is begun once."""
     tasks.send("wait.bind()", "*[note.bind(n) for n in range(60)]")
     supervised = tasks.taskflow("worker", "tasks", "--max-jobs", "10", "--concurrency", "2", "--grace", "0.1")

@@ -1,4 +1,6 @@
-"""Every link between files leads to a file and to a heading of it. `tests/nightly/nightly_links.py` checks the links to other sites."""
+"""Every link between files leads to a file and to a heading of it, and bold text shows no asterisks.
+
+`tests/nightly/nightly_links.py` checks the links to other sites."""
 
 from __future__ import annotations
 
@@ -27,6 +29,11 @@ def test_a_link_to_no_file_and_one_to_no_heading_are_found(tmp_path: Path) -> No
     page = tmp_path / "page.md"
     page.write_text("# `A` b, c!\n\n[x](#a-b-c) [x](page.md#a-b-c) [x](gone.md) [x](#gone) [x](page.md#gone) `[x](code)`\n")
     assert list(broken(page)) == ["gone.md", "#gone", "page.md#gone"]
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
+def test_bold_text_has_its_marks_once(page: Path) -> None:
+    assert re.findall(r"\*{4}.{,40}", _CODE.sub("", page.read_text())) == []
 
 
 def broken(page: Path) -> Iterator[str]:

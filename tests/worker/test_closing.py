@@ -60,7 +60,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
     await until(lambda: not heartbeats())
 
 
-async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_grace_time(broker: Broker) -> None:
+async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_grace_period(broker: Broker) -> None:
     heard = EventRecorder()
     handle = await waits.delay()
 

@@ -123,7 +123,7 @@ async def epoch_of(broker: Broker, handle: Any) -> int:
     return record.epoch
 
 
-async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None:
+async def test_after_the_grace_period_runs_are_handed_back(broker: Broker) -> None:
     """No attempt is used up, and the job is ready at once."""
     handle = await waits.delay()
     worker = Worker(options=options(EventRecorder(), grace=0.05))

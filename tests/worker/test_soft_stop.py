@@ -88,7 +88,7 @@ async def test_the_timeout_is_a_failure_that_shows_where_the_function_was(worker
     assert "while True:" in failed.traceback
 
 
-async def test_a_worker_that_winds_down_asks_after_its_grace_time_and_hands_back(ledger: Ledger) -> None:
+async def test_a_worker_that_winds_down_asks_after_its_grace_period_and_hands_back(ledger: Ledger) -> None:
     async with a_worker(grace=0.2):
         handle = await jobs.works.delay(ledger.path, "sleeps")
         await ledger.begun()
@@ -226,12 +226,12 @@ calls.make()
 # --- how it is declared -------------------------------------------------------------------------------------------------
 
 
-def test_the_grace_time_is_seconds_or_a_timedelta() -> None:
+def test_the_grace_period_is_seconds_or_a_timedelta() -> None:
     assert [jobs.works.stop_grace, jobs.is_deaf.stop_grace, jobs.is_not_asked.stop_grace] == [20.0, 0.5, 0.0]
     assert job(name="tests.stop.delta", runs_in="process", stop_grace=timedelta(minutes=1))(_plain).stop_grace == 60.0
 
 
-def test_a_job_that_does_not_run_in_a_process_has_no_grace_time() -> None:
+def test_a_job_that_does_not_run_in_a_process_has_no_grace_period() -> None:
     with pytest.raises(DeclarationError, match="a thread is interrupted only with timeout_raises=True"):
         job(name="tests.stop.thread", stop_grace=5)(_plain)
     with pytest.raises(DeclarationError, match="an async function is cancelled"):
@@ -245,6 +245,6 @@ async def _async() -> None: ...
 
 
 @pytest.mark.parametrize("wrong", [-1, "5", True, float("nan")])
-def test_a_wrong_grace_time_is_refused_where_it_is_declared(wrong: Any) -> None:
+def test_a_wrong_grace_period_is_refused_where_it_is_declared(wrong: Any) -> None:
     with pytest.raises(DeclarationError, match="stop_grace="):
         job(name="tests.stop.wrong", runs_in="process", stop_grace=wrong)(_plain)
