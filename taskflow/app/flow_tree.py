@@ -10,7 +10,7 @@ from taskflow.app.bulk_actions import CallBroker
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 
-MOST_BESIDE: Final = 20
+MAX_BESIDE: Final = 20
 """The maximum number of jobs shown below a job that waits for them."""
 MAX_LEVEL: Final = 30
 """Jobs that are deeper in the tree are shown at this level."""
@@ -89,9 +89,9 @@ def tree_of(records: Sequence[Record]) -> Iterator[TreeLine]:
 def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
     """Return the lines of sibling jobs, the last one first. If there are many, the least urgent ones share a line."""
     some, others = list(records), list[Record]()
-    if len(some) > MOST_BESIDE:
+    if len(some) > MAX_BESIDE:
         some.sort(key=lambda record: URGENCY.index(record.status))
-        some, others = some[:MOST_BESIDE], some[MOST_BESIDE:]
+        some, others = some[:MAX_BESIDE], some[MAX_BESIDE:]
     summary = [TreeLine(level, None, f"and {summary_of(others)}")] if others else []
     return [*summary, *(TreeLine(level, record) for record in reversed(some))]
 

@@ -18,7 +18,7 @@ from taskflow.app.middleware import EnqueueCall, RunNext, Telemetry
 from taskflow.model.verdict import Discarded, Failed, Retried, Verdict
 from taskflow.worker.measuring import name_of
 
-PARENT_FOR: Final = 60.0
+MAX_WAIT_IN_TRACE: Final = 60.0
 """If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces, linked to it."""
 
 MAX_HEADER: Final = 1_024
@@ -69,7 +69,7 @@ class OpenTelemetry(Telemetry):
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
         sender, sent = _sender(tuple(context.headers.items()))
-        is_part = sent.is_valid and context.attempt == 1 and context.waited < PARENT_FOR
+        is_part = sent.is_valid and context.attempt == 1 and context.waited < MAX_WAIT_IN_TRACE
         queue = context.queue
         attributes: dict[str, Any] = {**_RUNNING, "messaging.destination.name": queue, "taskflow.job": context.job_name}
         span = self._tracer.start_span(

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from taskflow.app.flow_tree import MAX_LEVEL, MOST_BESIDE, flow_records, tree_of
+from taskflow.app.flow_tree import MAX_BESIDE, MAX_LEVEL, flow_records, tree_of
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
 from taskflow.model.flow import Member, Tie
@@ -205,7 +205,7 @@ def test_many_jobs_beside_each_other_share_a_line() -> None:
     statuses = [Status.SUCCEEDED] * 24 + [Status.RUNNING, Status.FAILED]
     lines = shown([*(record(n, status, (26,)) for n, status in enumerate(statuses)), record(26, Status.CANCELLED)])
     assert lines[:3] == ["job 26", ".job 25", ".job 24"]
-    assert (len(lines), lines[-1]) == (MOST_BESIDE + 2, ".and 6 jobs: 6 succeeded")
+    assert (len(lines), lines[-1]) == (MAX_BESIDE + 2, ".and 6 jobs: 6 succeeded")
 
 
 def test_a_job_with_several_that_wait_for_it_stands_once_with_those_below_it() -> None:

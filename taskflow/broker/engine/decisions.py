@@ -27,7 +27,7 @@ MAX_FILLS: Final = 16
 PORTION: Final = 500
 """The maximum number of jobs that actions on flows change at a time."""
 
-MAX_READY_FOR: Final = 5_000_000
+UNTAKEN_TIMEOUT: Final = 5_000_000
 """Microseconds for which a READY job keeps its slots while jobs of other queues wait for them."""
 
 MAX_LOOKED_AT: Final = 1_000_000
@@ -141,12 +141,12 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Take back the slots of up to `limit` jobs of a queue that have been READY for `MAX_READY_FOR`, and pass the slots to waiting jobs of
-    other queues. Return the number of jobs that lost their slots."""
+    """Take back the slots of up to `limit` jobs of a queue that have been READY for `UNTAKEN_TIMEOUT`, and pass the slots to waiting jobs
+    of other queues. Return the number of jobs that lost their slots."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
-        if job is None or job.status != READY or job.header["since"] is None or job.header["since"] > draft.now - MAX_READY_FOR:
+        if job is None or job.status != READY or job.header["since"] is None or job.header["since"] > draft.now - UNTAKEN_TIMEOUT:
             return False
         if not gates.leave_to_others(draft, job):
             return False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions, turns
-from taskflow.broker.engine.decisions import MAX_READY_FOR, carry_on, decide, fill, give_back, take_back
+from taskflow.broker.engine.decisions import UNTAKEN_TIMEOUT, carry_on, decide, fill, give_back, take_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.gates import put, refs_of
 from taskflow.broker.engine.job import decode_sent
@@ -60,7 +60,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         left -= acted
     for entry in paused:
         left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
-    oldest = [group.first for group in seen.groups[0] if group.first is not None and group.first[1] < seen.now - MAX_READY_FOR]
+    oldest = [group.first for group in seen.groups[0] if group.first is not None and group.first[1] < seen.now - UNTAKEN_TIMEOUT]
     for queue, *_ in oldest[:MAX_STUCK]:
         left -= yield from take_back(queue, min(MAX_PAUSED, max(0, left)), rules)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
@@ -72,7 +72,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     left -= dropped
     if _is_due(rates, seen.now - MIN_IDLE):
         yield from _forget_rates(rules)
-    if _is_due(used, seen.now - turns.IDLE_FOR):
+    if _is_due(used, seen.now - turns.IDLE_TTL):
         yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from taskflow.broker.engine import arrivals, moves, schedules
-from taskflow.broker.engine.decisions import MAX_READY_FOR, decide
+from taskflow.broker.engine.decisions import UNTAKEN_TIMEOUT, decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
 from taskflow.broker.engine.job_pauses import PAUSED, names_in
@@ -252,7 +252,7 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
     if gated:  # waiting jobs may get the slots of jobs that no worker claims
-        waits += [to_seconds(group.first[1] + MAX_READY_FOR - seen.now) for group in seen.groups[1] if group.first is not None]
+        waits += [to_seconds(group.first[1] + UNTAKEN_TIMEOUT - seen.now) for group in seen.groups[1] if group.first is not None]
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
         due_in=0.0 if dying or has_ends or opened or begun or any(arriving) else max(0.0, min(waits, default=math.inf)),

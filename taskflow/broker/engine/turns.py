@@ -21,7 +21,7 @@ from taskflow.model.limits import GATE_ID_BYTES
 from taskflow.model.rules import Rules
 
 MAX_FORGOTTEN: Final = 500
-IDLE_FOR: Final = 60 * MICROSECONDS
+IDLE_TTL: Final = 60 * MICROSECONDS
 """The minimum time in microseconds for which a tenant's place is kept after its last use."""
 
 Line = tuple[str, str | bytes, int]
@@ -64,9 +64,9 @@ def take(draft: Draft, job: Job, line: Line) -> None:
 
 
 def forget(rules: Rules) -> Operation[None]:
-    """Drop the records of tenants that have been idle for `IDLE_FOR`, and whose line is empty or has moved past their last place."""
+    """Drop the records of tenants that have been idle for `IDLE_TTL`, and whose line is empty or has moved past their last place."""
     seen: Snapshot = yield Query(scans=(Scan("turns", MAX_FORGOTTEN),))
-    idle = {entry.ref: _line_in(entry.record) for entry in seen.scans[0] if entry.position[0] < seen.now - IDLE_FOR}
+    idle = {entry.ref: _line_in(entry.record) for entry in seen.scans[0] if entry.position[0] < seen.now - IDLE_TTL}
     lines = {line for line in idle.values() if line is not None}
     heads: Snapshot = yield Query(scans=tuple(map(first_of, lines)))
     places = {line: entries[0].position[2] for line, entries in zip(lines, heads.scans, strict=True) if entries}
