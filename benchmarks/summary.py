@@ -125,5 +125,7 @@ def _conditions(kept: AllKept) -> str:
                 found[key].append(told)
     if dates := found.get("date"):
         found["date"] = [min(dates), max(dates)] if len(dates) > 1 else dates
+    if libraries := found.get("libraries"):
+        found["libraries"] = sorted({one for told in libraries for one in told.split(", ")})
     joined = {key: (" to " if key == "date" else ", ").join(told) for key, told in found.items()}
     return "; ".join(f"{key} {told}" for key, told in joined.items()) + "."
