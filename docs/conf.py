@@ -62,6 +62,7 @@ def link_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
         return found[0] if inner is None else f"](/{inner}{found[2] or ''})"
 
     source[0] = re.sub(r"\]\(((?:\.\./)+[\w./-]+\.md)(#[\w-]+)?\)", linked, source[0])
+    source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+tests/[\w/]+\.py\)", r"\1", source[0])  # tests are no pages: the name remains
 
 
 NAMED = re.compile(r"(`\w+`(?:, `\w+`)*)(?: {2,}(?=\S)|$)", re.MULTILINE)
@@ -199,7 +200,8 @@ def name_columns(app: Sphinx, page: str, template: str, context: dict[str, Any],
         empty = re.sub(r"(<td\b[^>]*)>(\s*(?:<p>\s*</p>)?\s*</td>)", r"\1 data-is-empty>\2", cells)
         return empty.replace('<table class="', '<table class="stacks ', 1)
 
-    context["body"] = re.sub(r"<table\b.*?</table>", named, context.get("body", ""), flags=re.DOTALL)
+    body = context.get("body", "").replace(' download=""', "")  # a browser shows pictures and JSON
+    context["body"] = re.sub(r"<table\b.*?</table>", named, body, flags=re.DOTALL)
 
 
 MAX_STACKED_COLUMNS = 6
