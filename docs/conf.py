@@ -19,8 +19,8 @@ from taskflow.model import schedule_plan
 
 project = "taskflow"
 author = "The taskflow developers"
-copyright = "the taskflow developers, MIT license"
 release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+copyright = f"the taskflow developers. Version {release}, MIT license"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
 html_theme = "furo"
