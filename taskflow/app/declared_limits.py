@@ -171,4 +171,4 @@ def _checked_key(key: object, option: str = "key") -> str | None:
     return key
 
 
-_KEY: Final = 'expected the name of a parameter, such as "tenant" or "order.customer"'
+_KEY: Final = 'expected the name of a parameter without braces, such as "tenant", "order.customer" or "tenant?none"'
