@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, HELD, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, Add, After, Fade, HandOver, Passing, Promote, Put, Query, Record, Ref, Run, Scan, Step, Succeed
+from taskflow.broker.engine.seam import NOW, Add, After, Fade, HandedOver, HandOver, Promote, Put, Query, Record, Ref, Run, Scan, Succeed
 from taskflow.model import wording
 from tests.seam.harness import SeamStore, a_job
 
@@ -240,30 +240,26 @@ async def at_a_gate(store: SeamStore, running: int = 2, **gate: Any) -> tuple[Re
     return ref, runs, waiting
 
 
-async def handing_over(store: SeamStore, gate: Ref, waiting: list[Ref], header: Mapping[str, Any] | None) -> Step:
-    """Return the step that lets jobs pass, and changes the gate, or drops it if `header` is None."""
-    expect = {ref: await store.rev(ref) for ref in (gate, *waiting)}
-    passing = tuple([Passing(ref, {"status": READY, "gate": None, "since": NOW}) for ref in waiting])
-    if header is None:
-        return Step(expect, passing, (gate,), totals={("other", "due"): len(waiting)})
-    return Step(expect, (*passing, *([Put(gate, header)] if header else [])), totals={("other", "due"): len(waiting)})
+async def hand_over(store: SeamStore, runs: Sequence[Run], gate: Ref) -> HandedOver:
+    answer: HandedOver = await store.perform(HandOver(runs, [gate.id] * len(runs)))
+    return answer
 
 
 async def test_hot_limits(store: SeamStore) -> None:
     """The runs end as `succeed` ends them, and the jobs that waited are READY since then, at their places."""
     gate, running, waiting = await at_a_gate(store)
     positions = [await store.header(ref) for ref in waiting]
-    step = await handing_over(store, gate, waiting, {"has_waiting": 0})
+    before = await store.load(gate)
     twin = await store.running(content=b"payload", sent=b"sent")
-    assert await store.perform(HandOver([run_of(record) for record in running], step)) == []
+    assert await hand_over(store, [run_of(record) for record in running], gate) == ([0, 1], [])
     await store.perform(Succeed([run_of(twin)]))
     ended = [await store.found(record.ref, with_content=True) for record in (*running, twin)]
     at = [record.header["ended_at"] for record in ended]
     assert at[0] == at[1] <= at[2]
     fields = {"status": SUCCEEDED, "session": None, "claim": None}
-    for record, before in zip(ended, (*running, twin), strict=True):
-        assert record.header == before.header | fields | {
-            "settled": (1).to_bytes(8, "big") + before.header["session"] + before.header["claim"] + b"\0",
+    for record, run in zip(ended, (*running, twin), strict=True):
+        assert record.header == run.header | fields | {
+            "settled": (1).to_bytes(8, "big") + run.header["session"] + run.header["claim"] + b"\0",
             "ended_at": record.header["ended_at"],
             "started_at": record.header["ended_at"] - 3 * SECOND,
             "fade_at": record.header["ended_at"] + 60 * SECOND,
@@ -274,7 +270,7 @@ async def test_hot_limits(store: SeamStore) -> None:
     assert [(record.sent, record.content) for record in readied] == [(b"s", b"c")] * 2
     seen = await store.perform(Query(scans=(Scan("ready", 9), Scan("holding", 9), Scan("gated", 9), Scan("scheduled", 9))))
     assert [[entry.ref for entry in entries] for entries in seen.scans] == [waiting[::-1], waiting, [], []]
-    assert (await store.header(gate))["has_waiting"] == 0
+    assert await store.load(gate) == before  # each slot has passed from one job to another
     queues = [record.header["queue"] for record in (*running, twin)]
     expected = {(queue, event): queues.count(queue) for queue in queues for event in ("claim", "succeed")}
     assert await totals(store) == {**expected, ("other", "due"): 2}
@@ -285,42 +281,76 @@ async def test_hot_limits(store: SeamStore) -> None:
 
 
 async def test_hot_limits__dropped(store: SeamStore) -> None:
-    """The last run takes the gate with it."""
-    gate, running, _ = await at_a_gate(store, 1)
-    step = await handing_over(store, gate, [], None)
-    assert await store.perform(HandOver([run_of(running[0])], step)) == []
+    """The last run takes the gate with it, if no job waits there and no operator has set its number."""
+    gate, running, _ = await at_a_gate(store, 1, has_waiting=0)
+    kept, more, _ = await at_a_gate(store, 1, has_waiting=0, is_set=1)
+    runs = [run_of(running[0]), run_of(more[0])]
+    assert await store.perform(HandOver(runs, [gate.id, kept.id])) == ([0, 1], [])
     assert await store.load(gate) is None
+    assert (await store.header(kept))["taken"] == 0
+
+
+@pytest.mark.parametrize(("most", "passing"), [(0, []), (1, [1]), (2, [1, 0]), (5, [1, 0])])
+async def test_hot_limits__another_number(store: SeamStore, most: int, passing: list[int]) -> None:
+    """As many jobs pass as the gate now has room for, but no more than runs end. If it has more room, it is named."""
+    gate, running, waiting = await at_a_gate(store, most=most)
+    assert await hand_over(store, [run_of(record) for record in running], gate) == ([0, 1], [gate.id] if most == 5 else [])
+    header = await store.header(gate)
+    assert (header["taken"], header["is_open"]) == (len(passing), int(most == 5))
+    seen = await store.perform(Query(scans=(Scan("ready", 9),)))
+    assert [entry.ref for entry in seen.scans[0]] == [waiting[number] for number in passing]
 
 
 @pytest.mark.parametrize("change", ["epoch", "claim", "session", "id", "flag", "resent"])
 async def test_hot_limits__odd(store: SeamStore, change: str) -> None:
-    """A run with another fence, or whose job has another tie, is refused by its number. Nothing changes."""
+    """A run with another fence, or whose job has another tie, is refused, and gives back no slot."""
     gate, running, waiting = await at_a_gate(store)
     run = run_of(running[1])
     if change == "flag":
         run = run_of(await store.running({"flags": Flag.LIMITED | Flag.KEYED}))
     elif change == "resent":
-        other, ended, _ = await at_a_gate(store, 1)
+        other, ended, _ = await at_a_gate(store, 1, has_waiting=0)
         run = run_of(ended[0])
-        assert await store.perform(HandOver([run], await handing_over(store, other, [], None))) == []
+        assert await hand_over(store, [run], other) == ([0], [])
     else:
         others: dict[str, Any] = {"epoch": 9, "session": bytes(16), "claim": bytes(12), "id": bytes(16)}
         run = run._replace(**{change: others[change]})
-    before = [await store.load(ref) for ref in (gate, *waiting, running[0].ref)]
-    step = await handing_over(store, gate, waiting, {"has_waiting": 0})
-    assert await store.perform(HandOver([run_of(running[0]), run], step)) == [1]
-    assert [await store.load(ref) for ref in (gate, *waiting, running[0].ref)] == before
+    before = [await store.load(ref) for ref in (gate, waiting[0], running[1].ref)]
+    assert await hand_over(store, [run_of(running[0]), run], gate) == ([0], [])
+    assert [await store.load(ref) for ref in (gate, waiting[0], running[1].ref)] == before
+    assert (await store.header(waiting[1]))["status"] == READY
 
 
-@pytest.mark.parametrize("changes", ["gate", "waiting"])
-async def test_hot_limits__stale(store: SeamStore, changes: str) -> None:
-    """If the gate or a job that waits has changed, all are refused."""
-    gate, running, waiting = await at_a_gate(store)
-    step = await handing_over(store, gate, waiting, {})
-    await (store.put(gate, {"most": 3}) if changes == "gate" else store.put(waiting[1], {"priority": 7}))
+@pytest.mark.parametrize("needs", ["no gate", "no slot taken", "state", "a turn", "another gate", "its queue"])
+async def test_hot_limits__general(store: SeamStore, needs: str) -> None:
+    """Nothing changes at a gate that isn't as expected, or where the next job needs more than a slot."""
+    gate, running, waiting = await at_a_gate(store, **({"taken": 1} if needs == "no slot taken" else {}))
+    flags = {"a turn": Flag.FAIR, "another gate": Flag.MANY_GATES}
+    if needs == "no gate":
+        gate = store.ref(Kind.GATE)
+    elif needs == "state":
+        await store.put(waiting[0], {}, state=b"state")
+    elif needs == "its queue":
+        await store.put(Ref(Kind.QUEUE, b"other"), {"is_paused": 1})
+    elif needs in flags:
+        await store.put(waiting[0], {"flags": Flag.LIMITED | flags[needs]})
+    other, more, _ = await at_a_gate(store, 1, has_waiting=0)
     before = [await store.load(ref) for ref in (gate, *waiting, *(record.ref for record in running))]
-    assert await store.perform(HandOver([run_of(record) for record in running], step)) == [0, 1]
+    runs = [*map(run_of, running), run_of(more[0])]
+    assert await store.perform(HandOver(runs, [gate.id, gate.id, other.id])) == ([2], [])
     assert [await store.load(ref) for ref in (gate, *waiting, *(record.ref for record in running))] == before
+
+
+async def test_hot_limits__with_other_fields(store: SeamStore) -> None:
+    """A run and a waiting job with an expiry and a tag are handed over too."""
+    gate, running, waiting = await at_a_gate(store, 1)
+    expires_at = await store.now() + 60 * SECOND
+    for ref in (running[0].ref, *waiting):
+        await store.put(ref, {"expires_at": expires_at})
+    assert await hand_over(store, [run_of(running[0])], gate) == ([0], [])
+    found = [await store.found(ref, with_content=True) for ref in (running[0].ref, waiting[1])]
+    assert [(record.header["status"], record.content) for record in found] == [(SUCCEEDED, b"result"), (READY, b"c")]
+    assert found[1].header["since"] == found[0].header["ended_at"]
 
 
 async def test_hot_promote__fields(store: SeamStore) -> None:

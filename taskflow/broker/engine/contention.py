@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-from taskflow.broker.engine.seam import Apply, Effect, HandOver, Operation, Query, Ref, Stale
+from taskflow.broker.engine.seam import Apply, Effect, Operation, Query, Ref, Stale
 from taskflow.model.errors import BrokerError
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Contention:
                     contested = []
                 else:
                     answer = await perform(effect)
-                if isinstance(effect, CHANGES) and (refs := stale_refs(effect, answer)):
+                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
                     stale += 1
                     if stale >= STALE_BEFORE_TURN:
                         contested = refs
@@ -77,14 +77,8 @@ class Contention:
         return [ref for ref in effect.refs if self._until.get(ref, 0.0) > now]
 
 
-CHANGES: Final = (Apply, HandOver)
-"""The effects that change records which the operation has read before."""
-
-
-def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:
+def stale_refs(effect: Apply, answer: Any) -> list[Ref]:
     """Return the records that an effect's stale steps name, or an empty list if no step was stale."""
-    if isinstance(effect, HandOver):
-        return list(effect.step.expect) if len(answer) == len(effect.runs) else []
     steps = [step for step, each in zip(effect.steps, answer[0], strict=True) if type(each) is Stale]
     return list(dict.fromkeys(ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))))
 

@@ -1,7 +1,7 @@
 """Ends runs of jobs that have one limit and no other tie, and passes their slots on: a fast path of `jobs.settle` without drafts.
 
-This path decides by the headers of the gates and of the jobs that wait there. The store checks that the jobs are still in these runs. If a
-job needs more, or its records have changed in the meantime, its run is left to the general decision.
+The store decides by the headers of the gates and of the jobs that wait there. It refuses what needs more than that, and leaves such runs to
+the general decision. Stores on a server do this in one call. The others build a step from the functions here.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from typing import Any
 from taskflow.broker.engine import gates
 from taskflow.broker.engine.decisions import fill
 from taskflow.broker.engine.draft import Plain
-from taskflow.broker.engine.job import decode_sent, fence_bytes
+from taskflow.broker.engine.job import fence_bytes
 from taskflow.broker.engine.records import READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import (
+    KEEP,
     NOW,
     After,
-    Applied,
     Apply,
     Effect,
     Entry,
+    HandedOver,
     HandOver,
+    Keep,
     Operation,
-    Passing,
     Put,
     Query,
     Record,
@@ -38,9 +39,6 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settlement, is_plain_success
 
-MAX_TRIES = 2
-"""How many times to try to end the runs together. A second attempt leaves out the runs that the store has refused."""
-
 
 def is_simple(settlement: Settlement) -> bool:
     """Return True if `settle` can try to end the run: a plain success with one limit that has slots, and no key or notes."""
@@ -51,59 +49,65 @@ def is_simple(settlement: Settlement) -> bool:
 def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Operation[set[int]]:
     """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that were ended. The other runs may have more
     ties, or may already have ended."""
-    by_gate: dict[bytes, dict[bytes, int]] = {}
-    for number, (run, gate_id) in enumerate(zip(runs, gate_ids, strict=True)):
-        by_gate.setdefault(gate_id, {}).setdefault(run.id, number)
-    refs = tuple([Ref(Kind.GATE, gate_id) for gate_id in by_gate])
+    first: dict[bytes, int] = {}
+    for number, run in enumerate(runs):
+        first.setdefault(run.id, number)
+    chosen = list(first.values())
+    answer: HandedOver = yield HandOver([runs[number] for number in chosen], [gate_ids[number] for number in chosen])
+    if answer.opened:
+        yield from fill(set(answer.opened), rules)
+    return {chosen[number] for number in answer.ended}
+
+
+def by_step(runs: Sequence[Run], gate_ids: Sequence[bytes]) -> Operation[HandedOver]:
+    """Implement `Store.hand_over` with one ordinary step, for stores in this process, where nothing changes meanwhile."""
+    by_gate: dict[bytes, list[int]] = {}
+    for number, gate_id in enumerate(gate_ids):
+        by_gate.setdefault(gate_id, []).append(number)
+    refs = [Ref(Kind.JOB, run.id) for run in runs] + [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
     scans = (Scan("gated", len(numbers), (gate_id,)) for gate_id, numbers in by_gate.items())
-    seen: Snapshot = yield Query(refs, (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans))
-    paused = {entry.ref.id for entry in seen.scans[0]}
-    refused = set(range(len(runs))) if len(paused) == gates.MAX_PAUSED else set[int]()
-    for _ in range(MAX_TRIES):
-        step, ended, opened = _Step(paused), list[int](), set[bytes]()
-        for ref, numbers, waiting in zip(refs, by_gate.values(), seen.scans[1:], strict=True):
-            gate, ending = seen.records[ref], [number for number in numbers.values() if number not in refused]
-            if gate is None or not ending or gate.header["taken"] < len(ending):
-                continue
-            is_open = step.add(gate, len(ending), waiting)
-            if is_open is not None:
-                ended += ending
-                opened.update([ref.id] if is_open else ())
-        if not ended:
-            break
-        changed: list[int] = yield HandOver([runs[number] for number in ended], step.made())
-        if not changed:
-            if opened:
-                yield from fill(opened, rules)
-            return set(ended)
-        refused.update([ended[number] for number in changed])
-    return set()
+    seen: Snapshot = yield Query(tuple(refs), (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans))
+    if len(seen.scans[0]) == gates.MAX_PAUSED:
+        return HandedOver([], [])
+    step, ended, opened = _Step(seen), list[int](), list[bytes]()
+    for (gate_id, numbers), waiting in zip(by_gate.items(), seen.scans[1:], strict=True):
+        ending = [number for number in numbers if _is_limited_run(seen.records[refs[number]], runs[number])]
+        gate = seen.records[Ref(Kind.GATE, gate_id)]
+        if gate is None or not ending or gate.header["taken"] < len(ending):
+            continue
+        is_open = step.add(gate, [runs[number] for number in ending], waiting)
+        if is_open is not None:
+            ended += ending
+            opened += [gate_id] if is_open else []
+    if ended:
+        yield Apply([step.made()])
+    return HandedOver(ended, opened)
 
 
 class _Step:
-    """Builds a single step that passes on the slots of all gates, which costs less than several steps. If it's stale, the general path is
-    taken."""
+    """Builds a single step that ends runs and passes on the slots of all gates."""
 
-    def __init__(self, paused: set[bytes]) -> None:
-        self._paused = paused
+    def __init__(self, seen: Snapshot) -> None:
+        self._seen = seen
+        self._paused = {entry.ref.id for entry in seen.scans[0]}
         self._expect: dict[Ref, Rev] = {}
         self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
-    def add(self, stored: Record, ending: int, waiting: Sequence[Entry]) -> bool | None:
-        """Pass on the slots of the `ending` runs at one gate. Return True if the gate still has room and waiting jobs, else False. Return
-        None, and add nothing, if a waiting job needs the general decision."""
+    def add(self, stored: Record, ending: Sequence[Run], waiting: Sequence[Entry]) -> bool | None:
+        """End runs, and pass on their slots at one gate. Return True if the gate still has room and waiting jobs, else False. Return None,
+        and add nothing, if a waiting job needs the general decision."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
-        room = max(0, gate.header["most"] - gate.header["taken"] + ending) if gate.header["has_waiting"] else 0
-        passing = [entry.record for entry in waiting[:room] if entry.record is not None]
+        room = max(0, gate.header["most"] - gate.header["taken"] + len(ending)) if gate.header["has_waiting"] else 0
+        passing = [entry.record for entry in waiting[: min(room, len(ending))] if entry.record is not None]
+        if not all(_may_pass(waiter, self._paused) for waiter in passing):
+            return None
+        for run in ending:
+            job = self._seen.records[Ref(Kind.JOB, run.id)]
+            assert job is not None
+            self._change(job, Event.SUCCEED, _ended(run), run.result)
         for waiter in passing:
-            if not _may_pass(waiter, self._paused):
-                return None
-        for waiter in passing:
-            self._expect[waiter.ref] = waiter.rev
-            self._puts.append(Passing(waiter.ref, _READIED))
-            counted = (waiter.header["queue"], Event.DUE)
-            self._totals[counted] = self._totals.get(counted, 0) + 1
-        gate.header["taken"] += len(passing) - ending
+            self._change(waiter, Event.DUE, _READIED)
+        gate.header["taken"] += len(passing) - len(ending)
         is_kept, is_open = gates.prepare(gate)
         self._expect[stored.ref] = stored.rev
         if not is_kept:
@@ -111,6 +115,12 @@ class _Step:
         elif gate.header != stored.header:
             self._puts.append(gate.to_put())
         return is_open
+
+    def _change(self, job: Record, event: Event, header: dict[str, Any], content: bytes | Keep = KEEP) -> None:
+        self._expect[job.ref] = job.rev
+        self._puts.append(Put(job.ref, header, content=content))
+        counted = (job.header["queue"], event)
+        self._totals[counted] = self._totals.get(counted, 0) + 1
 
     def made(self) -> Step:
         return Step(self._expect, tuple(self._puts), tuple(self._drops), totals=self._totals)
@@ -126,28 +136,9 @@ def _may_pass(record: Record, paused: set[bytes]) -> bool:
         header["status"] == SCHEDULED
         and record.damage is None
         and record.state is None
-        and not header["flags"] & Flag.FAIR
-        and len(decode_sent(record.sent).limits) == 1
+        and not header["flags"] & (Flag.FAIR | Flag.MANY_GATES)
         and header["queue"].encode() not in paused
     )
-
-
-def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
-    """Implement `Store.hand_over` with an ordinary step, for stores that have no faster way."""
-    refs = [Ref(Kind.JOB, run.id) for run in runs]
-    seen: Snapshot = yield Query(tuple(refs))
-    if changed := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
-        return changed
-    expect, puts, totals = dict(step.expect), list(step.puts), dict(step.totals)
-    for ref, run in zip(refs, runs, strict=True):
-        record = seen.records[ref]
-        assert record is not None
-        expect[ref] = record.rev
-        puts.append(Put(ref, _ended(run), content=run.result))
-        counted = (record.header["queue"], Event.SUCCEED)
-        totals[counted] = totals.get(counted, 0) + 1
-    [answer], _ = yield Apply([Step(expect, tuple(puts), step.drops, totals=totals)])
-    return [] if isinstance(answer, Applied) else list(range(len(runs)))
 
 
 def _is_limited_run(record: Record | None, run: Run) -> bool:
@@ -176,11 +167,11 @@ class ByStep:
     def perform(self, effect: Effect) -> Any:
         raise NotImplementedError
 
-    def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
-        operation, answer = by_step(runs, step), None
+    def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+        operation, answer = by_step(runs, gate_ids), None
         try:
             while True:
                 answer = self.perform(operation.send(answer))
         except StopIteration as end:
-            changed: list[int] = end.value
-            return changed
+            handed_over: HandedOver = end.value
+            return handed_over

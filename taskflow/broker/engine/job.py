@@ -439,7 +439,7 @@ def _flags(envelope: Envelope) -> int:
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
     noted = Flag.NOTED if envelope.member is not None and envelope.member.inputs else 0
     flags = Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | noted
-    flags |= Flag.MEMBER * (envelope.member is not None)
+    flags |= Flag.MEMBER * (envelope.member is not None) | Flag.MANY_GATES * (len(envelope.limits) > 1)
     return flags | Flag.LIMITED * bool(envelope.limits) | Flag.FAIR * (envelope.fair is not None)
 
 

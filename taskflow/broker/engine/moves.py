@@ -201,6 +201,7 @@ def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
     move(draft, job, Event.HAND_BACK, SCHEDULED)
     job.state.limits += lacking(job.limits, limits)
     job.set_flag(Flag.LIMITED, bool(job.limits))
+    job.set_flag(Flag.MANY_GATES, len(job.limits) > 1)
     enter(draft, job, Event.DUE)
 
 

@@ -124,6 +124,8 @@ class Flag:
     """The job takes results of other jobs of its flow as inputs."""
     MEMBER: Final = 8192
     """The job belongs to a flow, so it has `member`."""
+    MANY_GATES: Final = 16384
+    """The job has more than one gate, so a slot of one of them isn't enough to make it READY."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
     """The ties of a job: `succeed` leaves jobs with any of these flags to the engine."""
     KEPT_APART: Final = TAGGED | NOTED

@@ -55,8 +55,9 @@ Every job header that the engine writes has these properties. A store may refuse
                  that job's `awaits` and stores the result as the run's note, in the same step. For a run whose note already exists, it
                  returns None. `succeed` also returns which of the named jobs no longer await anything, or don't exist. Instead of
                  returning a job, it may make it READY if `promote` would do so.
-  [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
-                 jobs have another fence or ties other than limits, or of all runs if the step is stale.
+  [hot_limits]   `hand_over` ends runs of jobs without ties except limits, as `succeed` does. For each run of a gate, the first job in
+                 `gated` becomes READY, if the gate has room, and is counted as `due`. No run of a gate ends if one of these jobs needs more
+                 than that: if it isn't SCHEDULED, has a state, FAIR or MANY_GATES, or is in a paused queue. A gate's last slot drops it.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. It sets a HELD job's `due_at` to now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It leaves jobs
                  with ties alone, and returns them.
@@ -145,13 +146,6 @@ class Put(NamedTuple):
     content: bytes | Keep | None = KEEP
     restarts: bool = False
     entries: Mapping[str, tuple[str | bytes, ...]] | None = None
-
-
-class Passing(Put):
-    """Takes a SCHEDULED job from the gate at which it waits, and makes it READY, with the store's time as its `since`. Stores may have a
-    faster way to apply this put."""
-
-    __slots__ = ()
 
 
 class Addition(NamedTuple):
@@ -304,8 +298,10 @@ class Succeed(NamedTuple):
 
 
 class HandOver(NamedTuple):
+    """`gate_ids` contains the gate of each run."""
+
     runs: Sequence[Run]
-    step: Step
+    gate_ids: Sequence[bytes]
 
 
 class Promote(NamedTuple):
@@ -371,6 +367,13 @@ class Faded(NamedTuple):
     left: dict[Ref, bool]
 
 
+class HandedOver(NamedTuple):
+    """The indexes of the runs that have ended, and the gates that still have room although jobs wait there."""
+
+    ended: list[int]
+    opened: list[bytes]
+
+
 Effect = Query | Apply | Add | Succeed | HandOver | Promote | Fade
 """What an operation yields. Each of these is a call of the `Store` method with the same name, such as `query` or `hand_over`."""
 
@@ -402,12 +405,8 @@ class Store(Protocol):
         """End runs as SUCCEEDED, except those that are over or whose jobs have ties: see [hot_succeed]."""
         ...
 
-    def hand_over(self, runs: Sequence[Run], step: Step) -> list[int] | Awaitable[list[int]]:
-        """End runs as SUCCEEDED, and apply the step that passes their slots on. Their jobs may have no ties except limits.
-
-        Return an empty list if both took effect. Otherwise change nothing, and return the indexes of the runs that are over or whose jobs
-        have other ties, or the indexes of all runs if the step is stale.
-        """
+    def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver | Awaitable[HandedOver]:
+        """End runs as SUCCEEDED, and pass on their slots, except where the general decision is needed: see [hot_limits]."""
         ...
 
     def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:
@@ -442,8 +441,8 @@ def dispatch(store: Store, effect: Effect) -> Any:
             return store.add(jobs)
         case Succeed(runs):
             return store.succeed(runs)
-        case HandOver(runs, step):
-            return store.hand_over(runs, step)
+        case HandOver(runs, gate_ids):
+            return store.hand_over(runs, gate_ids)
         case Promote(limit):
             return store.promote(limit)
         case Fade(limit, max_kept, repeat_for):

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 from taskflow.broker import topics as names
 from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.broker import EngineBroker
-from taskflow.broker.engine.contention import CHANGES, Contention, advance
+from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.seam import Claimed, Effect, Operation, Ref
+from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Ref
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.postgres import examination, schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
@@ -117,7 +117,7 @@ class PostgresBroker(EngineBroker):
                     store = self.store.within(fetch, notices)
                     await store.lock(contested)
                     answer = await store.perform(effect)
-                    while not isinstance(effect, CHANGES):
+                    while not isinstance(effect, Apply):
                         effect = advance(operation, answer)
                         answer = await store.perform(effect)
             except BrokerError:

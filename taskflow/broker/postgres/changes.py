@@ -169,6 +169,7 @@ def fragments() -> dict[str, str]:
         "@KEYED": str(Flag.KEYED),
         "@LIMITED": str(Flag.LIMITED),
         "@FAIR": str(Flag.FAIR),
+        "@MANY_GATES": str(Flag.MANY_GATES),
         "@ADMITTED": str(Flag.ADMITTED),
         "@AWAITED": str(Flag.AWAITED),
         "@TAGGED": str(Flag.TAGGED),

@@ -143,54 +143,72 @@ BEGIN
 END
 $$;
 
--- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on, or changes nothing. The runs are as for succeed(). `passing` are the
--- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `changed` contains the indexes, from 0, of runs whose
--- jobs are no longer in them or have other ties. `is_stale` is true if the revision of a job or a gate is not the expected one.
+-- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on: see [hot_limits] in seam.py. The runs are as for succeed(), in the
+-- order of their ids. `ended` contains the indexes, from 0, of those that have ended, or is NULL if all have. `opened` are the gates that
+-- still have room although jobs wait there. A waiting job that another transaction holds is passed over.
 CREATE FUNCTION @.hand_over(
-    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], passing bytea[], passing_revs bigint[],
-    gate_ids bytea[], gate_revs bigint[], gates_do smallint[], taken_of bigint[], have_waiting smallint[], are_open smallint[],
-    new_rev bigint, wall bigint, OUT changed integer[], OUT is_stale boolean, OUT are_awaited boolean, OUT wakeups text
+    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], gate_ids bytea[], new_rev bigint, wall bigint,
+    OUT ended integer[], OUT opened bytea[], OUT are_awaited boolean, OUT wakeups text
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint;
-    run_ids CONSTANT bytea[] := ARRAY(SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n);
+    tids tid[]; -- of the runs, NULL for one that doesn't end
+    passing tid[];
+    simple bytea[]; -- the gates that don't need the general decision
+    taken_of bigint[];
+    are_open boolean[];
+    are_dropped boolean[];
+    number bigint;
     place record;
 BEGIN
-    PERFORM 1 FROM @.jobs WHERE id = ANY (run_ids || passing) ORDER BY id FOR UPDATE;
+    SELECT array_agg(r.tid ORDER BY g.n) INTO tids FROM (
+        SELECT n::integer AS n, substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 37 * n::integer - 36, 37) AS fence
+        FROM generate_series(1, cardinality(gate_ids)) AS n OFFSET 0
+    ) AS g LEFT JOIN LATERAL (
+        SELECT ctid AS tid FROM @.jobs
+        WHERE id = g.id AND status + 0 = S.RUNNING AND int8send(epoch) || session || claim || E'\\x00' = g.fence AND flags & @TIES = @LIMITED FOR UPDATE
+    ) AS r ON true;
     PERFORM 1 FROM @.gates WHERE id = ANY (gate_ids) ORDER BY id FOR UPDATE;
     now_at := @.wall(wall);
-    changed := ARRAY(
-        SELECT (g.n - 1)::integer FROM unnest(run_ids) WITH ORDINALITY AS g (id, n)
-        WHERE (
-            SELECT r.status = S.RUNNING AND r.flags & @TIES = @LIMITED
-                AND int8send(r.epoch) || r.session || r.claim || E'\\x00' = substr(fences, 37 * g.n::integer - 36, 37)
-            FROM @.jobs AS r WHERE r.id = g.id
-        ) IS NOT TRUE ORDER BY g.n
-    );
-    is_stale := EXISTS (
-        SELECT FROM unnest(passing, passing_revs) AS g (id, old) WHERE (SELECT rev FROM @.jobs AS r WHERE r.id = g.id) IS DISTINCT FROM g.old
-    ) OR EXISTS (
-        SELECT FROM unnest(gate_ids, gate_revs) AS g (id, old) WHERE (SELECT rev FROM @.gates AS r WHERE r.id = g.id) IS DISTINCT FROM g.old
-    );
-    IF is_stale OR cardinality(changed) > 0 THEN
-        RETURN;
+    WITH given AS (
+        SELECT gate, count(*) AS number FROM unnest(tids, gate_ids) AS run (tid, gate) WHERE tid IS NOT NULL GROUP BY gate
+    ), decided AS MATERIALIZED (
+        SELECT given.gate, given.number, r.most, r.has_waiting, r.is_set, r.tat, r.taken - given.number + w.number AS taken, w.tids
+        FROM given CROSS JOIN LATERAL (
+            SELECT taken, most, has_waiting, is_set, tat FROM @.gates WHERE id = given.gate AND taken >= given.number OFFSET 0
+        ) AS r CROSS JOIN LATERAL (
+            SELECT array_agg(tid) AS tids, count(*) AS number, coalesce(bool_and(is_simple), true) AS are_simple FROM (
+                SELECT ctid AS tid, status = S.SCHEDULED AND flags & (@FAIR | @MANY_GATES) = 0 AND state IS NULL
+                    AND (SELECT true FROM @.queues WHERE id = @.utf8(jobs.queue) OFFSET 0) IS NULL AS is_simple
+                FROM @.jobs WHERE gate >= given.gate AND gate <= given.gate AND gate IS NOT NULL
+                ORDER BY gate, (-priority), due_at, seq
+                LIMIT CASE WHEN r.has_waiting = 0 THEN 0 ELSE least(given.number, greatest(0, r.most - r.taken + given.number)) END
+                FOR UPDATE SKIP LOCKED
+            ) AS each
+        ) AS w WHERE w.are_simple
+    )
+    SELECT array_agg(d.gate), array_agg(d.taken), array_agg(d.has_waiting <> 0 AND d.taken < d.most), sum(d.number),
+        array_agg(d.taken <= 0 AND d.has_waiting = 0 AND d.is_set = 0 AND d.tat IS NULL),
+        (SELECT array_agg(tid) FROM decided CROSS JOIN LATERAL unnest(decided.tids) AS tid)
+    INTO simple, taken_of, are_open, number, are_dropped, passing FROM decided AS d;
+    IF number IS DISTINCT FROM cardinality(ran_for) THEN
+        tids := ARRAY(SELECT CASE WHEN gate = ANY (simple) THEN tid END FROM unnest(tids, gate_ids) WITH ORDINALITY AS run (tid, gate, n) ORDER BY n);
+        ended := ARRAY(SELECT (n - 1)::integer FROM unnest(tids) WITH ORDINALITY AS run (tid, n) WHERE tid IS NOT NULL);
     END IF;
     WITH ended AS (
-        UPDATE @.jobs SET
-            status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL, settled = g.fence,
-            started_at = now_at - g.length, ended_at = now_at, fade_at = now_at + coalesce(g.keep, keep_for[1])
-        FROM (
-            SELECT run_ids[n] AS id, substr(fences, 37 * n::integer - 36, 37) AS fence, length, keep, outcome
-            FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) OFFSET 0
-        ) AS g
-        WHERE jobs.id BETWEEN g.id AND g.id RETURNING jobs.queue
+        UPDATE @.jobs AS r SET
+            status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL,
+            settled = substr(fences, 37 * g.n::integer - 36, 37), started_at = now_at - g.length, ended_at = now_at,
+            fade_at = now_at + coalesce(g.keep, keep_for[1])
+        FROM unnest(tids, ran_for, keep_for, results) WITH ORDINALITY AS g (tid, length, keep, outcome, n)
+        WHERE r.ctid = g.tid RETURNING r.queue
     )
     INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue;
     FOR place IN
         WITH readied AS (
             UPDATE @.jobs AS r SET status = S.READY, rev = new_rev, gate = NULL, since = now_at
-            FROM unnest(passing) AS g (id) WHERE r.id BETWEEN g.id AND g.id RETURNING r.queue, r.priority, r.due_at
+            FROM unnest(passing) AS g (tid) WHERE r.ctid = g.tid RETURNING r.queue, r.priority, r.due_at
         ), counted AS (
             INSERT INTO @.tally (queue, event, before, after, n)
             SELECT queue, E.DUE, S.SCHEDULED, S.READY, count(*) FROM readied GROUP BY queue
@@ -199,16 +217,16 @@ BEGIN
     LOOP
         PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
     END LOOP;
-    IF 1 = ANY (gates_do) THEN
-        UPDATE @.gates AS r SET rev = new_rev, taken = coalesce(g.taken, r.taken), has_waiting = coalesce(g.waiting, r.has_waiting),
-            is_open = coalesce(g.open, r.is_open)
-        FROM unnest(gate_ids, gates_do, taken_of, have_waiting, are_open) AS g (id, does, taken, waiting, open)
-        WHERE g.does = 1 AND r.id BETWEEN g.id AND g.id;
+    UPDATE @.gates AS r SET rev = new_rev, taken = g.taken, is_open = g.is_open::integer
+    FROM unnest(simple, taken_of, are_open, are_dropped) AS g (id, taken, is_open, is_dropped)
+    WHERE NOT g.is_dropped AND r.id BETWEEN g.id AND g.id AND (r.taken, r.is_open) <> (g.taken, g.is_open::integer);
+    IF true = ANY (are_dropped) THEN
+        DELETE FROM @.gates WHERE id = ANY (ARRAY(SELECT g.id FROM unnest(simple, are_dropped) AS g (id, is_dropped) WHERE g.is_dropped));
     END IF;
-    IF 2 = ANY (gates_do) THEN
-        DELETE FROM @.gates WHERE id = ANY (ARRAY(SELECT g.id FROM unnest(gate_ids, gates_do) AS g (id, does) WHERE g.does = 2));
-    END IF;
-    are_awaited := EXISTS (SELECT 1 FROM @.awaited WHERE id = ANY (run_ids));
+    opened := ARRAY(SELECT g.id FROM unnest(simple, are_open) AS g (id, is_open) WHERE g.is_open);
+    are_awaited := EXISTS (
+        SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY(SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
+    );
     wakeups := @.wakeups();
 END
 $$;

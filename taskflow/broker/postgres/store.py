@@ -25,8 +25,8 @@ from taskflow.broker.engine.seam import (
     Faded,
     Full,
     Group,
+    HandedOver,
     Locked,
-    Passing,
     Put,
     Query,
     Record,
@@ -39,7 +39,7 @@ from taskflow.broker.engine.seam import (
     dispatch,
     refuse_repeated,
 )
-from taskflow.broker.postgres.changes import Changes, collapsed, number_of, trimmed
+from taskflow.broker.postgres.changes import Changes, collapsed, trimmed
 from taskflow.broker.postgres.errors import NoRoom, was_held_up
 from taskflow.broker.postgres.queries import HOT_SCANS, ScanShape, hot_name, scan_sql
 from taskflow.broker.postgres.rows import AT, Row, add_to_group, claim_of, leased_record, position_of, record_of
@@ -55,9 +55,6 @@ _GROUPS: Final = 1_000
 """The numbers of result parts that aren't records, and the number of the first group: see queries.py."""
 
 _KINDS: Final = {table: kind for kind, table in TABLES.items()}
-
-
-_NO_CHANGE: Final[dict[str, Any]] = {}
 
 FENCE_BYTES: Final = 37
 """The length of `jobs.settled`: see succeed() in hot.sql."""
@@ -318,22 +315,20 @@ class PostgresStore:
         self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
         return Ended(answers, row["released"] or [])
 
-    async def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+    async def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+        order = sorted(range(len(runs)), key=lambda number: runs[number].id)  # in which all functions lock jobs
         try:
-            return await self._hand_over(runs, step)
+            answer = await self._hand_over([runs[number] for number in order], [gate_ids[number] for number in order])
         except BrokerError as error:
             if was_held_up(error):
-                return list(range(len(runs)))  # the engine finds out which records have changed
+                return HandedOver([], [])  # the engine finds out which records have changed
             raise
+        return HandedOver([order[place] for place in answer.ended], answer.opened)
 
-    async def _hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+    async def _hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
         if (packed := _packed_fences(runs)) is None:
-            return list(range(len(runs)))
+            return HandedOver([], [])
         ids, fences = packed
-        passing = [put.ref for put in step.puts if type(put) is Passing]
-        headers = {put.ref: put.header for put in step.puts if type(put) is not Passing}
-        gates = [(ref, rev) for ref, rev in step.expect.items() if ref.kind == Kind.GATE]
-        changed = [headers.get(ref, _NO_CHANGE) for ref, _ in gates]
         row = await self._call_one(
             "hand_over",
             ids,
@@ -341,19 +336,13 @@ class PostgresStore:
             [run.ran_for for run in runs],
             collapsed([run.keep_for for run in runs]),
             collapsed([run.result for run in runs]),
-            [ref.id for ref in passing],
-            [number_of(step.expect[ref]) for ref in passing],
-            [ref.id for ref, _ in gates],
-            [number_of(rev) for _, rev in gates],
-            [1 if ref in headers else 2 if ref in step.drops else 0 for ref, _ in gates],
-            *([header.get(name) for header in changed] for name in ("taken", "has_waiting", "is_open")),
+            gate_ids,
             new_rev(),
             self._wall(),
         )
-        if row["changed"] or row["is_stale"]:
-            return list(row["changed"]) or list(range(len(runs)))
-        self._hooks.ended({run.id for run in runs}, row["are_awaited"])
-        return []
+        ended = list(range(len(runs)) if row["ended"] is None else row["ended"])
+        self._hooks.ended({runs[place].id for place in ended}, row["are_awaited"])
+        return HandedOver(ended, row["opened"])
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         row = await self._call_one("promote", max(0, limit), new_rev(), self._wall())

@@ -4,17 +4,13 @@
 -- arguments  revision; kinds and ids of all records, alternating; contents that were sent ahead; how many `seq` new records need at most;
 --            steps; a query or false. Steps name a record by its number among all records
 -- a step     records and their expected revisions, alternating; puts; records to drop; additions: record, amount, and bound or false, in
---            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'; and if jobs with limits succeed, their runs:
---            record; fence (36 bytes); how long it ran (8); keep; result
--- a put      of a job that waits at a gate and becomes READY: record. Of a job that is READY at once, in the fixed layout: record; flags,
---            priority, queue, and the end of its bytes, from the lengths on.
+--            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'
+-- a put      of a job that is READY at once, in the fixed layout: record; flags, priority, queue, and the end of its bytes, from the lengths
+--            on.
 --            Of another new record without indexes: record; its bytes after the revision. Of any other: record; its header, or fields and
 --            values, alternating, if it exists; stamps: fields and microseconds from now, alternating, or false for the next `seq`; `sent`,
 --            `state`, content: true if unchanged; entries or false; whether it is new; the request or false
--- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound,
---            or the indexes, from 0, of runs that are refused
-
-local find = string.find
+-- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound
 
 local function is_stale(expect, stored, rev)
   local stale, is_ours = false, true
@@ -113,103 +109,16 @@ local function apply_steps(rev, refs, numbers, steps)
     end
   end
 
-  local head_of_ready, head_of_ended, fades_after = char(F.ready_status) .. rev, char(F.succeeded_status) .. rev, {}
-  local passed = {} -- by queue: its name in members of indexes, and the numbers of jobs that became READY and that have ended
-  local function passed_in(queue)
-    passed[queue] = passed[queue] or { name = esc(queue), readied = 0, ended = 0 }
-    return passed[queue]
-  end
-
-  local function ready(i)
-    local stored, id = stored[i], refs[2 * i]
-    local priority, queue, name, sent = struct.unpack('>BxxxxxxxxxxxxxxxxxxxxxxxxI2I2I4', stored, 12)
-    local names_at = L.waiting + 1
-    local since_at = names_at + queue + name
-    local extra_at, queue_name = since_at + sent - 1, sub(stored, names_at, names_at + queue - 1)
-    if find(stored, AT_A_GATE, extra_at, true) ~= extra_at then
-      return put(i, { F.status, F.ready_status, F.gate, false }, { F.since, 0 }, true, true, true)
-    end
-    local gate_at, position, its = extra_at + EXTRA_BYTES, sub(stored, L.place) .. id, passed_in(queue_name)
-    values[#values + 1] = keys[i]
-    values[#values + 1] = head_of_ready .. sub(stored, 10, since_at - 1) .. now .. sub(stored, since_at + 8, extra_at - 1)
-      .. sub(stored, gate_at + 16)
-    append_to(zrems, 'i:scheduled', its.name .. position)
-    append_to(zrems, 'i:gated', esc(sub(stored, gate_at, gate_at + 15)) .. struct.pack('>I2', 32896 - priority) .. position)
-    append_to(zadds, 'i:holding', its.name .. now .. sub(position, 9))
-    record_ready(queue_name, priority - 128, position)
-    its.readied = its.readied + 1
-  end
-
-  -- Returns whether a job is still in the run with this fence, and has no ties but limits.
-  local function is_limited_run(i, fence)
-    local stored = stored[i]
-    if stored and byte(stored) == F.running_status then
-      local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
-      return find(stored, fence, 10, true) == 10 and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
-    end
-    local header = stored and get(i).header
-    return header and header[F.status] == F.running_status and bit.band(header[F.flags], G.TIES) == G.LIMITED
-      and header[F.epoch] .. header[F.session] .. header[F.claim] == '\128' .. sub(fence, 2)
-  end
-
-  -- Returns the indexes, from 0, of the runs whose jobs are no longer in them or have other ties.
-  local function changed_runs(runs)
-    local found = {}
-    for n, each in ipairs(runs) do
-      if not is_limited_run(each[1], each[2]) then
-        found[#found + 1] = n - 1
-      end
-    end
-    return #found > 0 and found
-  end
-
-  local function finish(i, fence, ran_for, keep_for, result)
-    local stored, id = stored[i], refs[2 * i]
-    if byte(stored) ~= F.running_status then
-      tally(get(i).header[F.queue], E.SUCCEED, 1)
-      return put(i, { F.status, F.succeeded_status, F.settled, '\0' .. sub(fence, 2) .. '\0', F.session, false, F.claim, false },
-        { F.started_at, -dec(ran_for), F.ended_at, 0, F.fade_at, keep_for }, true, true, result)
-    end
-    local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
-    local seq, queue, name, sent = struct.unpack('>xxxxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
-    local names_at = waiting_at + L.waiting
-    local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
-    local its, fades = passed_in(sub(stored, names_at, names_at + queue - 1)), fades_after[keep_for] or enc(wall + keep_for)
-    local key = #stored == content_at + L.reference - 1 and apart(id, sub(stored, content_at))
-    fades_after[keep_for] = fades
-    its.ended_at = its.ended_at or struct.pack('>I2', 32768 + F.succeeded_status) .. its.name .. now
-    its.ended = its.ended + 1
-    result = held(id, rev, result)
-    values[#values + 1] = keys[i]
-    values[#values + 1] = head_of_ended .. sub(stored, 10, content_at - 1) .. now .. fades .. ran_for .. result
-    append_to(hdels, sub(fence, 9, 24), sub(fence, 25))
-    append_to(zadds, 'i:fading', fades .. id)
-    append_to(zadds, 'i:ended', its.ended_at .. seq .. id)
-    ended_ids[#ended_ids + 1] = id
-    if key then
-      gone[#gone + 1] = P .. 'c:' .. key
-    end
-    key = apart(id, result)
-    if key then
-      call('PERSIST', P .. 'c:' .. key)
-    end
-  end
-
   for s, step in ipairs(steps) do
     answers[s] = is_stale(step[1], stored, rev)
   end
   local wakes = {}
   for s, step in ipairs(steps) do
-    local _, puts, drops, adds, totals, topics, runs = unpack(step)
-    answers[s] = answers[s] or #adds > 0 and past(adds) or runs and changed_runs(runs) or 'o'
-    for _, each in ipairs(runs and answers[s] == 'o' and runs or {}) do
-      finish(unpack(each))
-    end
+    local _, puts, drops, adds, totals, topics = unpack(step)
+    answers[s] = answers[s] or #adds > 0 and past(adds) or 'o'
     if answers[s] == 'o' then
       for _, each in ipairs(puts) do
-        if #each == 1 then
-          ready(each[1])
-        elseif #each == 2 then
+        if #each == 2 then
           values[#values + 1] = keys[each[1]]
           values[#values + 1] = '\064' .. rev .. each[2]
         elseif #each == 5 then
@@ -239,18 +148,6 @@ local function apply_steps(rev, refs, numbers, steps)
       for _, topic in ipairs(topics) do
         wakes[topic] = true
       end
-    end
-  end
-  for queue, its in pairs(passed) do
-    if its.readied > 0 then
-      count(queue, F.scheduled_status, -its.readied)
-      count(queue, F.ready_status, its.readied)
-      record_readied(queue, its.readied)
-    end
-    if its.ended > 0 then
-      count(queue, F.running_status, -its.ended)
-      count(queue, F.succeeded_status, its.ended)
-      tally(queue, E.SUCCEED, its.ended)
     end
   end
   flush()

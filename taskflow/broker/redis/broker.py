@@ -14,7 +14,7 @@ from taskflow.broker import topics as names
 from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
-from taskflow.broker.engine.contention import CHANGES, Contention, advance
+from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.examination import EXAMINE_TIMEOUT, finding
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.jobs import compare_known
@@ -100,7 +100,7 @@ class RedisBroker(EngineBroker):
             has_turn = await self._take_turn(key)
             try:
                 answer = await self.store.perform(effect)
-                while not isinstance(effect, CHANGES):
+                while not isinstance(effect, Apply):
                     effect = advance(operation, answer)
                     answer = await self.store.perform(effect)
                 return effect, answer

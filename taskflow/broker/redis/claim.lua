@@ -51,7 +51,7 @@ local function lease(entry, id, stored, tail, queue, priority)
     local flags, its_priority, place, length, name = struct.unpack('>I2Bc16xxxxxxxxI2I2', stored, 10)
     if place ~= sub(entry, 1, 16) then
       return false
-    elseif (bit.band(flags, bit.bnot(G.MEMBER)) < G.MARKED or flags >= G.LIMITED and flags < G.LIMITED + G.MARKED)
+    elseif (bit.band(flags, bit.bnot(G.MEMBER)) < G.MARKED or bit.band(flags, bit.bnot(G.LIMITED + G.MANY_GATES)) < G.MARKED)
       and its_priority == priority + 128 and length == #queue
       and sub(stored, L.waiting + 1, L.waiting + length) == queue then
       if bit.band(flags, G.LIMITED) ~= 0 then

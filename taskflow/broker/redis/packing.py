@@ -12,7 +12,7 @@ import msgspec
 
 from taskflow.broker.engine.job import Sent, encode, in_flow
 from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Flag, Kind, Owner
-from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Passing, Put, Ref, Rev, Run, Stale, Step
+from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Run, Stale, Step
 from taskflow.broker.redis.layout import (
     DEFAULTS,
     ENTRIES,
@@ -116,7 +116,7 @@ _NOTHING: Final[dict[str, Any]] = {}
 _decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
 
 
-_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED | Flag.MEMBER | Flag.LIMITED
+_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED | Flag.MEMBER | Flag.LIMITED | Flag.MANY_GATES
 
 
 def _from_sent(sent: bytes) -> dict[str, Any]:
@@ -131,8 +131,12 @@ def _from_sent(sent: bytes) -> dict[str, Any]:
 _BIAS: Final = 1 << 63
 
 
-def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
-    """Group runs for the script `succeed`. Return the groups, the index of the run for each answer, and the contents to send ahead."""
+Grouped = tuple[list[Any], list[int], dict[bytes, bytes]]
+"""Groups of runs, the index of the run for each answer, and the contents to send ahead."""
+
+
+def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> Grouped:
+    """Group runs for the script `succeed`."""
     groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
     for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key, awaited_by, note) in enumerate(runs):
@@ -156,6 +160,24 @@ def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[An
     return packed, [place for group in groups.values() for place in group[6]], contents
 
 
+def packed_limited(runs: Sequence[Run], gate_ids: Sequence[bytes], rev: Rev, max_inline: int) -> Grouped:
+    """Group runs by their gates for the script `hand_over`."""
+    groups: dict[bytes, list[list[Any]]] = {}
+    contents, places = dict[bytes, bytes](), dict[bytes, list[int]]()
+    for place, (gate_id, run) in enumerate(zip(gate_ids, runs, strict=True)):
+        result = run.result
+        if is_apart(result, max_inline):
+            contents[run.id + rev] = result
+            result = reference_to(result, rev)
+        fence = run.epoch.to_bytes(8, "big") + run.session + run.claim
+        if (group := groups.get(gate_id)) is None:
+            group, places[gate_id] = groups.setdefault(gate_id, [[], [], [], [], []]), []
+        for values, value in zip(group, (run.id, fence, number_bytes(max(0, run.ran_for)), run.keep_for, result), strict=True):
+            values.append(value)
+        places[gate_id].append(place)
+    return [[gate_id, *group] for gate_id, group in groups.items()], [place for each in places.values() for place in each], contents
+
+
 def is_possible(run: Run) -> bool:
     """Return True if a store could have issued the run's fence. Any other fence is stale, and may be too large for the script."""
     return len(run.session) == 16 and len(run.claim) == 12 and 0 <= run.epoch < 1 << 53
@@ -175,15 +197,13 @@ _SESSION_TOPIC: Final = "session:"
 class Steps:
     """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
 
-    def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int, runs: Sequence[Run] = ()) -> None:
-        """`runs` are runs of jobs with limits, which the last step ends. Contents above `max_inline` bytes are sent ahead."""
+    def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int) -> None:
+        """Contents above `max_inline` bytes are sent ahead."""
         self._rev, self._max_inline = rev, max_inline
         self._numbers: dict[Ref, int] = {}
         self._news = 0
         self.contents: dict[bytes, bytes] = {}
         self._steps = [self._packed(step) for step in steps]
-        if runs:
-            self._steps[-1].append(self._ending(runs))
 
     def arguments(self) -> list[Any]:
         refs = [value for ref in self._numbers for value in ref]
@@ -203,10 +223,7 @@ class Steps:
             totals += (_total_name(queue, event), n)
         return [
             expect,
-            [
-                [numbers[put.ref]] if type(put) is Passing else self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT)
-                for put in step.puts
-            ],
+            [self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT) for put in step.puts],
             [number(ref) for ref in step.drops],
             [value for ref, _, n, most in step.adds for value in (number(ref), n, False if most is None else most)],
             totals,
@@ -229,16 +246,6 @@ class Steps:
         sent = True if put.sent is KEEP else False if put.sent is None else put.sent
         state = True if put.state is KEEP else False if put.state is None else put.state
         return [self._number(put.ref), header, stamps, sent, state, self._content(put), entries, is_new, request]
-
-    def _ending(self, runs: Sequence[Run]) -> list[list[Any]]:
-        packed, number = list[list[Any]](), self._number
-        for job_id, epoch, session, claim, result, ran_for, keep_for, _, _, _ in runs:
-            if is_apart(result, self._max_inline):
-                self.contents[job_id + self._rev] = result
-                result = reference_to(result, self._rev)
-            fence = epoch.to_bytes(8, "big") + session + claim
-            packed.append([number(Ref(Kind.JOB, job_id)), fence, number_bytes(max(0, ran_for)), keep_for, result])
-        return packed
 
     def _content(self, put: Put) -> Any:
         content = put.content

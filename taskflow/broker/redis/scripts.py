@@ -40,6 +40,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": ("base", "has_missing", "change_count", "is_less", "push", "nudge"),
     "claim": ("base", "change_count", "is_less", "peek", "nudge", "listeners"),
     "succeed": ("base", *_ENDS),
+    "hand_over": _ALL,
     "promote": _ALL,
     "fade": _ALL,
     "aside": _ALL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from taskflow.broker.engine.records import Index, Kind
@@ -18,10 +19,12 @@ from taskflow.broker.engine.seam import (
     Entry,
     Faded,
     Group,
+    HandedOver,
     Put,
     Query,
     Record,
     Ref,
+    Rev,
     Run,
     Scan,
     Snapshot,
@@ -43,7 +46,17 @@ from taskflow.broker.redis.layout import (
     text_bytes,
     texts_in,
 )
-from taskflow.broker.redis.packing import MAX_ENDED, Steps, answer_of, is_possible, pack, packed_envelopes, packed_runs
+from taskflow.broker.redis.packing import (
+    MAX_ENDED,
+    Grouped,
+    Steps,
+    answer_of,
+    is_possible,
+    pack,
+    packed_envelopes,
+    packed_limited,
+    packed_runs,
+)
 from taskflow.broker.redis.records import INLINE, INLINE_RESULT, UNREADABLE, Contents, ahead, record_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, StoreFull
@@ -130,9 +143,9 @@ class RedisStore:
         seen = None if apply.then is None else await self._snapshot_of(apply.then, reply)
         return [answer_of(answer, steps) for answer in answers], seen
 
-    async def _apply(self, given: Sequence[Step], *, grows: bool, then: Query | None, runs: Sequence[Run] = ()) -> tuple[Steps, Any]:
+    async def _apply(self, given: Sequence[Step], *, grows: bool, then: Query | None) -> tuple[Steps, Any]:
         rev = new_rev()
-        steps = Steps(given, rev, INLINE_RESULT if runs else INLINE, runs)
+        steps = Steps(given, rev, INLINE)
         query: Any = False if then is None else packed_query(then)
         script = "grow" if grows else "apply"
         try:
@@ -148,7 +161,7 @@ class RedisStore:
                 raise
             reply = _MISSING
         if reply == _MISSING and not grows:  # a full server accepts contents within the call itself
-            steps = Steps(given, rev, _ANY_SIZE, runs)
+            steps = Steps(given, rev, _ANY_SIZE)
             reply = await self._call(script, pack([*steps.arguments(), query]), ahead=ahead(self.contents.prefix, steps.contents))
         if reply == _MISSING:
             raise await self._lost()
@@ -214,28 +227,34 @@ class RedisStore:
             ended = await self._succeed(possible) if possible else Ended([])
             given = iter(ended.answers)
             return Ended([next(given) if is_possible(run) else False for run in runs], ended.released)
-        rev = new_rev()
-        groups, places, contents = packed_runs(runs, rev, INLINE_RESULT)
-        try:
-            reply = await self._call("succeed", pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
-        except StoreFull:
-            await self.contents.forget(contents)
-            reply = _MISSING
-        if reply == _MISSING:  # a full server accepts contents within the call itself
-            groups, places, contents = packed_runs(runs, rev, _ANY_SIZE)
-            reply = await self._call("succeed", pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
-        if reply == _MISSING:
-            raise await self._lost()
+        places, reply = await self._end("succeed", partial(packed_runs, runs))
         answers: list[bool | None] = [None] * len(runs)
         for place, answer in zip(places, reply[0], strict=True):
             answers[place] = _ANSWERS[answer]
         return Ended(answers, reply[1:])
 
-    async def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
-        if changed := [number for number, run in enumerate(runs) if not is_possible(run)]:
-            return changed
-        _, (answers, _) = await self._apply([step], grows=False, then=None, runs=runs)
-        return [] if answers[0] == b"o" else answers[0] if isinstance(answers[0], list) else list(range(len(runs)))
+    async def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+        possible = [number for number, run in enumerate(runs) if is_possible(run)]
+        chosen = [runs[number] for number in possible], [gate_ids[number] for number in possible]
+        places, reply = await self._end("hand_over", partial(packed_limited, *chosen))
+        ended = [possible[place] for place, answer in zip(places, reply[0], strict=True) if _ANSWERS[answer]]
+        return HandedOver(ended, reply[1:])
+
+    async def _end(self, script: str, packed: Callable[[Rev, int], Grouped]) -> tuple[list[int], Any]:
+        """Run a script that ends runs. Return the places of the runs among the answers, and the reply."""
+        rev = new_rev()
+        groups, places, contents = packed(rev, INLINE_RESULT)
+        try:
+            reply = await self._call(script, pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
+        except StoreFull:
+            await self.contents.forget(contents)
+            reply = _MISSING
+        if reply == _MISSING:  # a full server accepts contents within the call itself
+            groups, places, contents = packed(rev, _ANY_SIZE)
+            reply = await self._call(script, pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
+        if reply == _MISSING:
+            raise await self._lost()
+        return places, reply
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         moved, next_due = await self._call("promote", pack([new_rev(), max(0, limit)]))

@@ -264,12 +264,12 @@ gates.leave: gate_passes_on: a slot is given back twice
 + record.header["taken"] -= 2
 
 handover._Step: gate_never_over gate_passes_on: a slot is handed on and is free too
-- += len(passing) - ending
-+ -= ending
+- += len(passing) - len(ending)
++ -= len(ending)
 
 handover._may_pass: gate_all_or_none: a job passes only one of its gates
-- and len(decode_sent(record.sent).limits) == 1
-+ and True
+- (Flag.FAIR | Flag.MANY_GATES)
++ Flag.FAIR
 
 handover._is_limited_run: gate_passes_on: a run that is over ends the next one's job
 - (header["status"], header["epoch"], header["session"], header["claim"]) == lease

@@ -200,10 +200,10 @@ class Everything:
 
     async def limits(self) -> None:
         broker, limit = self.broker, Gate(os.urandom(16), "limit", "", 2)
-        await broker.enqueue([an_envelope(queue="limited", limits=(limit,)) for _ in range(4)])
-        for _ in range(2):  # first, the slots go to others; then nobody waits for them
+        await broker.enqueue([an_envelope(queue="limited", limits=(limit,)) for _ in range(6)])
+        for ended in (failed, succeeded, succeeded):  # first, the slots go to others; then nobody waits for them
             leases = await self.claim(4, "limited")
-            settled = await broker.settle([succeeded(lease, limits=lease.envelope.limits) for lease in leases])
+            settled = await broker.settle([ended(lease, limits=lease.envelope.limits) for lease in leases])
             assert settled == [Settled.OK] * 2
 
     async def sessions(self) -> None:
