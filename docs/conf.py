@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import asdict
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
@@ -40,7 +41,6 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 # Only `taskflow` and its public names have an entry in the reference. Types of other libraries and of inner modules have none.
 nitpick_ignore_regex = [(r"py:.*", r"(?!taskflow\.\w+$).*")]
-suppress_warnings = ["ref.python"]  # in an annotation, `type` could be an attribute of that name, which several classes have
 
 
 PAGES_OF = {
@@ -188,6 +188,13 @@ def hide_private_bases(app: Sphinx, name: str, value: type, asked: object, bases
     bases[:] = [each.__mro__[1] if getattr(each, "__module__", "") == "taskflow.app.context" else each for each in bases]
 
 
+def unlink_type(app: Sphinx, doctree: Any) -> None:
+    """Leave `type` in annotations without a link: Sphinx would take it for an attribute of that name."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if link["reftarget"] == "type":
+            link.replace_self(addnodes.desc_sig_name("", "type"))
+
+
 def name_columns(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
     """Let each cell name its column, which `narrow.css` shows on phones. A table of many columns scrolls there instead."""
 
@@ -216,4 +223,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-bases", hide_private_bases)
     app.connect("autodoc-skip-member", skip_internals)
+    app.connect("doctree-read", unlink_type)
     app.connect("html-page-context", name_columns)
