@@ -96,7 +96,8 @@ def record(folder: Path) -> list[Line]:
 
 
 def drawn(lines: list[Line]) -> str:
-    """Return an SVG in which each line appears at its time. The animation repeats."""
+    """Return an SVG in which each line appears at its time. The animation repeats. The first line is always there, because a page that has
+    just opened would show an empty terminal."""
     at, times = 0.5, []
     for before, line in zip([lines[0], *lines], lines, strict=False):
         at += min(line.at - before.at, MAX_PAUSE)
@@ -106,7 +107,8 @@ def drawn(lines: list[Line]) -> str:
     styles, texts = [], []
     for number, (line, appears) in enumerate(zip(lines, times, strict=True)):
         percent = 100 * appears / lasts
-        styles.append(f"@keyframes l{number}{{0%,{percent:.2f}%{{opacity:0}}{percent + 0.01:.2f}%,100%{{opacity:1}}}}")
+        hidden = f"0%,{percent:.2f}%{{opacity:0}}" if number else ""
+        styles.append(f"@keyframes l{number}{{{hidden}{percent + 0.01:.2f}%,100%{{opacity:1}}}}")
         kind = "typed" if line.is_typed else "said"
         texts.append(
             f'<text class="{kind}" x="{LEFT}" y="{TOP + LINE_HEIGHT * number}" xml:space="preserve" '

@@ -145,7 +145,8 @@ $$;
 
 -- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on: see [hot_limits] in seam.py. The runs are as for succeed(), in the
 -- order of their ids. `ended` contains the indexes, from 0, of those that have ended, or is NULL if all have. `opened` are the gates that
--- still have room although jobs wait there. A waiting job that another transaction holds is passed over.
+-- still have room although jobs wait there. If another transaction holds a waiting job, no run ends, and the general decision follows. It
+-- doesn't wait for it, because an operation that cancels the job holds it and waits for the gate.
 CREATE FUNCTION @.hand_over(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], gate_ids bytea[], new_rev bigint, wall bigint,
     OUT ended integer[], OUT opened bytea[], OUT are_awaited boolean, OUT wakeups text
@@ -184,7 +185,7 @@ BEGIN
                 FROM @.jobs WHERE gate >= given.gate AND gate <= given.gate AND gate IS NOT NULL
                 ORDER BY gate, (-priority), due_at, seq
                 LIMIT CASE WHEN r.has_waiting = 0 THEN 0 ELSE least(given.number, greatest(0, r.most - r.taken + given.number)) END
-                FOR UPDATE SKIP LOCKED
+                FOR UPDATE NOWAIT
             ) AS each
         ) AS w WHERE w.are_simple
     )

@@ -152,10 +152,10 @@ _OF_READY: Final = frozenset({"status", "flags", "priority", "queue", "job", "du
 
 def _is_ready(envelope: Envelope, call: Mapping[str, Any]) -> bool:
     has_ties = call["flags"] or call["awaits"] or envelope.joins
-    return not (has_ties or envelope.after or envelope.at is not None) and _OF_READY.issuperset(call.keys() - _BESIDES)
+    return not (has_ties or envelope.after or envelope.at is not None) and _OF_READY.issuperset(call.keys() - _NOT_IN_HEADER)
 
 
-_BESIDES: Final = frozenset({"id", "content", "sent", "tags", "key", "replaces", "after"})
+_NOT_IN_HEADER: Final = frozenset({"id", "content", "sent", "tags", "key", "replaces", "after"})
 
 
 def _call(envelope: Envelope) -> dict[str, Any]:
