@@ -10,7 +10,7 @@ import msgspec
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import flows, gates, moves, pages, turns
-from taskflow.broker.engine.decisions import MAX_LOOKED_AT, begin, decide, give_back
+from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, begin, decide, give_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -215,8 +215,18 @@ def newest_flows(limit: int) -> Operation[list[Record]]:
 
 
 def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:
+    # counted before, because upkeep of a worker may take part in the action
+    number, after = 0, 0
+    while True:
+        seen: Snapshot = yield Query(scans=(flows.whole(flow_id, after, PORTION)._replace(of="flow_live", with_records=False),))
+        found = seen.scans[0]
+        number += len(found)
+        if len(found) < PORTION:
+            break
+        after = flows.number_of(found[-1]) + 1
     action = flows.Action(flows.CANCEL, flow_id, cause=flow_id, reason=wording.CANCELLED)
-    return (yield from begin(numbered(flow_id, MAX_MEMBERS), action, rules))
+    yield from begin(numbered(flow_id, MAX_MEMBERS), action, rules)
+    return number
 
 
 def run_now(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:

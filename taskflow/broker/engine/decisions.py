@@ -173,15 +173,14 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 # --- flows ------------------------------------------------------------------------------------------------------------
 
 
-def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int]:
-    """Store an action and carry it out. Return the number of jobs examined. If the process dies before the end, upkeep continues."""
+def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[None]:
+    """Store an action and carry it out. If the process dies before the end, upkeep continues."""
 
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
 
     yield from decide_once([action_id], one, rules, Query((Ref(Kind.FLOW, action_id),)))
-    number, _ = yield from carry_on({action_id: action}, rules, MAX_LOOKED_AT)
-    return number
+    yield from carry_on({action_id: action}, rules, MAX_LOOKED_AT)
 
 
 def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:

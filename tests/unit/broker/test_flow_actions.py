@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +20,9 @@ from tests.support.flows import Flow, sent
 from tests.support.harnesses import MemoryHarness
 from tests.support.verdicts import failed
 from tests.support.world import World, ids_of
+
+COUNTING = 2
+"""The queries in which a client that cancels a flow of 700 jobs counts them."""
 
 HELD, READY, FAILED, CANCELLED = Status.HELD, Status.READY, Status.FAILED, Status.CANCELLED
 
@@ -41,22 +43,25 @@ class _Client:
     def __init__(self, world: World, operation: Operation[Any]) -> None:
         assert isinstance(world.broker, MemoryBroker)
         self._store, self._operation, self._answer = world.broker._store, operation, None
+        self.result: Any = None
 
     def go_on(self, effects: int) -> None:
-        with contextlib.suppress(StopIteration):
+        try:
             for _ in range(effects):
                 self._answer = self._store.perform(self._operation.send(self._answer))
+        except StopIteration as end:
+            self.result = end.value
 
 
 async def test_a_client_does_not_drop_an_action_that_another_one_has_begun_again(world: World) -> None:
     """It has passed the jobs that an operator has retried since, and which the other client is to cancel."""
     flow = await sent(world, members=700)
     first, second = (_Client(world, admin.cancel_flow(flow.id, world.rules)) for _ in range(2))
-    first.go_on(5)  # up to its second portion
+    first.go_on(COUNTING + 5)  # up to its second portion
     cancelled = [record.id for record in await world.broker.admin.flow(flow.id) if record.status is CANCELLED]
     assert 0 < len(cancelled) < 700
     await world.broker.admin.retry(cancelled[:100])
-    second.go_on(2)  # the second client has begun the action again
+    second.go_on(COUNTING + 2)  # the second client has begun the action again
     first.go_on(100)
     assert READY in await _statuses(world, flow)
     second.go_on(100)
@@ -68,13 +73,25 @@ async def test_a_job_that_a_worker_claims_meanwhile_holds_up_no_other(world: Wor
     """The portion, which was one step, is decided again in a step for each job."""
     flow = await sent(world, members=700)
     client = _Client(world, admin.cancel_flow(flow.id, world.rules))
-    client.go_on(3)  # it has read the first portion
+    client.go_on(COUNTING + 3)  # it has read the first portion
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     client.go_on(5)  # the first portion twice, then the second
 
     statuses = dict(zip(ids_of(flow.envelopes), await _statuses(world, flow), strict=True))
     assert statuses.pop(lease.envelope.id) is Status.RUNNING
     assert {*statuses.values()} == {CANCELLED}
+
+
+async def test_a_cancel_counts_jobs_that_upkeep_cancels(world: World) -> None:
+    """A worker's upkeep carries the action out as soon as it is stored."""
+    flow = await sent(world, members=700)
+    client = _Client(world, admin.cancel_flow(flow.id, world.rules))
+    client.go_on(COUNTING + 2)  # the action is stored
+    await world.upkeep()
+    assert {*await _statuses(world, flow)} == {CANCELLED}
+    client.go_on(100)
+
+    assert client.result == len(flow.envelopes)
 
 
 async def _put(world: World, ref: Ref, **parts: Any) -> None:
