@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -67,7 +68,8 @@ class Limits:
         """
         check_operator(by, reason)
         is_foreign = n is not None and isinstance(limit, str) and not any(name == limit for name, _ in _declared())
-        name, rule = await self._stored(limit) if is_foreign else _found(limit)
+        stored = await self.list(cast(str, limit)) if is_foreign else []
+        name, rule = _rule_of(limit, stored)
         text = _text(key)
         if (text == "") != (rule.key is None):
             has = "counts all calls together: pass None as the key" if rule.key is None else f"needs a value of {rule.key}, got None"
@@ -76,22 +78,14 @@ class Limits:
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not least <= n <= MAX_MOST):
             raise ValueError(f"n={shown(n)}: expected {least} to {MAX_MOST:,}, or None")
         gate = gate_of(name, text, rule, rule.n if n is None else n)
-        stored = [info.key for info in await self.list(name)] if is_foreign else []
-        if HIDDEN in stored or any(job.limits is not None and job.limits.hides(name) for job in default_app().registry):
+        has_secret = any(job.limits is not None and job.limits.hides(name) for job in default_app().registry)
+        if has_secret or any(info.key == HIDDEN for info in stored):
             gate = msgspec.structs.replace(gate, key=HIDDEN)
         which = {"key": gate.key, "n": "declared" if n is None else str(n)}
         call = default_app().client().call
         async with recorded(call, "limits.set", by=by, reason=reason, names=[name], which=which) as doing:
             await call(lambda broker: broker.admin.set_limit(gate, is_set=n is not None))
             doing.affected = 1
-
-    async def _stored(self, limit: Any) -> tuple[str, Concurrency | Rate]:
-        """Return a limit's name, and its rule as `list` shows it. Raises ValueError unless `list` shows exactly one kind of rule for it."""
-        found = await self.list(limit)
-        if len({info.per is None for info in found}) != 1:
-            return _found(limit)
-        key, info = "key" if found[0].key else None, found[0]
-        return limit, Concurrency(1, key=key) if info.per is None else Rate(1, per=info.per, burst=info.burst, key=key)
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
         """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one."""
@@ -136,6 +130,14 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
     if len({type(rule) for rule in rules}) > 1:
         raise ValueError(f"{limit!r} is the name of both a Concurrency and a Rate: give one a different name, as in Limit('other', ...)")
     return limit, rules[0]
+
+
+def _rule_of(limit: Any, stored: Sequence[LimitInfo]) -> tuple[str, Concurrency | Rate]:
+    """Return a limit's name, and its rule: as `stored` shows it, if that is one kind of rule, and otherwise as this process declares it."""
+    if len({info.per is None for info in stored}) != 1:
+        return _found(limit)
+    key, info = "key" if stored[0].key else None, stored[0]
+    return limit, Concurrency(1, key=key) if info.per is None else Rate(1, per=info.per, burst=info.burst, key=key)
 
 
 def _text(key: object) -> str:

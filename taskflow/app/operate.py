@@ -89,8 +89,7 @@ async def failure_groups(
     broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False, count: CountCauses | None = None
 ) -> Failures:
     """Return the largest groups of failed jobs in this view. With `deploy`, return the groups with the most jobs that failed on that
-    deploy, followed by the remaining groups if `others` is True. `count` may return cached
-    counts.
+    deploy, followed by the remaining groups if `others` is True. `count` may return cached counts.
 
     The store counts all failed jobs if the view has at most a queue and a job name. Otherwise, at most `EXAMINED` jobs are read: those
     that failed last or, with a tag, the newest ones."""

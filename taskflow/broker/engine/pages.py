@@ -24,8 +24,8 @@ MAX_FADED: Final = 200
 
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
-    """List up to `request.limit` jobs after `request.after` that match the view, in order. Examine at most `request.most` jobs,
-    and at most `MAX_FADED` that are no longer kept."""
+    """List up to `request.limit` jobs after `request.after` that match the view, in order. Examine at most `request.most` jobs, and
+    at most `MAX_FADED` that are no longer kept."""
     listed, examined, faded, after = list[tuple[Callable[[], Record], Position]](), 0, 0, request.after
     while True:
         wanted = AT_ONCE if examined else request.limit  # if some didn't match, read more at once
