@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -115,7 +116,12 @@ async def test_neighbours_of_a_call_that_finds_the_file_damaged_may_try_again(br
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with path.open("r+b") as file:
         file.write(os.urandom(path.stat().st_size))
-    first, *others = await asyncio.gather(*(broker.enqueue([an_envelope()]) for _ in range(4)), return_exceptions=True)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5.0)  # this thread hands over all calls before the writer's thread takes the first one
+    try:
+        first, *others = await asyncio.gather(*(broker.enqueue([an_envelope()]) for _ in range(4)), return_exceptions=True)
+    finally:
+        sys.setswitchinterval(interval)
     assert isinstance(first, BrokerError)
     assert "is not an SQLite database" in str(first)
     assert [type(other) for other in others] == [BrokerUnavailable] * 3
