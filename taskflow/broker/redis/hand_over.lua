@@ -84,9 +84,10 @@ end
 local function is_limited_run(stored, fence)
   if not stored or #stored > MAX_RECORD then
     return false
-  elseif byte(stored) == F.running_status then
+  elseif byte(stored) == F.running_status and #stored >= L.running then
     local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
-    return find(stored, fence, 10, true) == 10 and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
+    return #stored >= waiting_at + L.waiting - 1 and find(stored, fence, 10, true) == 10
+      and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
   end
   local is_read, header = pcall(decode, stored)
   return is_read and header[F.status] == F.running_status and bit.band(header[F.flags], G.TIES) == G.LIMITED

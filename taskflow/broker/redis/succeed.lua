@@ -53,8 +53,8 @@ local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awai
       answer = fence_of[id] == fences[i] and 'o' or 's'
       stored = false
     elseif stored and byte(stored) == F.running_status and #stored >= L.running then
-      if sub(stored, L.fence) == fences[i] then
-        local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
+      local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
+      if sub(stored, L.fence) == fences[i] and #stored >= waiting_at + L.waiting - 1 then
         local flags, seq, queue, name, sent = struct.unpack('>I2xxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
         local member = bit.band(flags, G.MEMBER)
         local ties, awaited_by, note = flags - member, awaiting and awaiting[i] or '', notes and notes[i] or ''
