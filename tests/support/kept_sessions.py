@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
@@ -110,7 +111,13 @@ class _Loop:
             opened = socket.create_connection((host, port))
             opened.setblocking(False)
             session = _Session(self._key, opened, b"")
-        connected, greeting = await self._loop.create_connection(lambda: _Greeting(session, protocol), sock=session.socket.dup())
+        users = session.socket.dup()
+        try:
+            connected, greeting = await self._loop.create_connection(lambda: _Greeting(session, protocol), sock=users)
+        except BaseException:  # also if the task is cancelled
+            users.close()
+            session.socket.close()
+            raise
         greeting.begin(connected)
         return connected, protocol
 
@@ -118,9 +125,14 @@ class _Loop:
         for session in [each for each in reversed(_KEPT) if each.key == self._key]:
             if session in _KEPT:  # no other task has taken it meanwhile
                 _KEPT.remove(session)
-                if await session.is_reset():
+                is_reset = False
+                try:
+                    is_reset = await session.is_reset()
+                finally:  # also if the task is cancelled
+                    if not is_reset:
+                        session.socket.close()
+                if is_reset:
                     return session
-                session.socket.close()
         return None
 
 
@@ -158,6 +170,8 @@ class _Transport:
 
     def __init__(self, transport: Any, session: _Session) -> None:
         self._transport, self.session, self.swallows = transport, session, False
+        # If the server or the event loop ends the connection, nothing calls abort(). The socket must then be closed before it is collected.
+        self._end = weakref.finalize(self, session.socket.close)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -171,12 +185,9 @@ class _Transport:
     def abort(self) -> None:
         session, self.session = self.session, None
         if session is not None:
+            self._end.detach()
             if session.greeting and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
                 session.keep()
             else:
                 session.socket.close()
         self._transport.abort()
-
-    def __del__(self) -> None:
-        if self.session is not None:  # the server or the event loop has ended the connection
-            self.session.socket.close()
