@@ -30,11 +30,12 @@ from taskflow import (
 )
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
+from taskflow.model.rules import Rules
 from taskflow.worker.events import RunEnded
 from taskflow.worker.options import QueueChoice, WorkerOptions
-from tests.support.harnesses import BROKERS
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.waiting import until, until_running
-from tests.support.world import World
 from tests.worker.scene import EventRecorder
 
 
@@ -122,10 +123,13 @@ def a_worker(concurrency: int = 4, **more: Any) -> Worker:
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    async with World(request.param) as world:
-        with default_app().using(world.broker):
-            yield world
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    harness: StoreHarness = request.param(Seams(), Rules())
+    opened = harness.open()
+    with default_app().using(opened):
+        yield opened
+    await opened.close()
+    harness.remove()
 
 
 async def results(handles: list[JobHandle[Any]]) -> list[Any]:
@@ -133,7 +137,7 @@ async def results(handles: list[JobHandle[Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 50])
-async def test_batch_gathers(world: World, concurrency: int) -> None:
+async def test_batch_gathers(broker: Broker, concurrency: int) -> None:
     """Calls are as large as they may be, however few slots there are. Each job has its result."""
     handles = await enqueue(double.bind(number) for number in range(25))
     async with a_worker(concurrency):
