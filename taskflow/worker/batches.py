@@ -34,12 +34,12 @@ class _Group:
 class Batches:
     """An executor's batches. Each batch occupies one slot of the worker, from its first waiting run until its call ends.
 
-    `invoke` calls a function for a lease, as the executor does, and `limit` starts a run's time limit. If `waits` is False, a batch
+    `invoke` calls a function for a lease, as the executor does, and `limit` starts a run's time limit. While `waits` is False, a batch
     doesn't wait for further jobs: the call is made as soon as the available runs have begun.
     """
 
     def __init__(self, threads: ThreadPool | None, invoke: _Invoke, limit: Callable[[HeldLease], None], *, waits: bool) -> None:
-        self._threads, self._invoke, self._limit, self._waits = threads, invoke, limit, waits
+        self._threads, self._invoke, self._limit, self.waits = threads, invoke, limit, waits
         self._gathering: dict[AnyJob, _Group] = {}
         self._groups = set[_Group]()
 
@@ -57,7 +57,7 @@ class Batches:
         return job in self._gathering
 
     def begin_all(self) -> None:
-        """Begin the calls of all batches that are gathering runs, because no more will arrive."""
+        """Begin the calls of all batches that are gathering runs."""
         for group in list(self._gathering.values()):
             self._begin(group)
 
@@ -69,7 +69,7 @@ class Batches:
         if group is None:
             group = self._gathering[job] = _Group(job, function, run)
             self._groups.add(group)
-            group.timer = loop.call_later(job.batch.seconds if self._waits else 0.0, self._begin, group)
+            group.timer = loop.call_later(job.batch.seconds if self.waits else 0.0, self._begin, group)
         future = loop.create_future()
         group.runs[future] = run, item
         group.present += 1

@@ -90,7 +90,7 @@ class Executor:
     deploy: str = ""
     read_notes: ReadNotes | None = None
 
-    gathers = True  # if False, a batch job's function is called as soon as the available runs have begun
+    gathers = True  # while False, a batch job's function is called as soon as the available runs have begun
 
     def __post_init__(self) -> None:
         self.registry = self.app.registry

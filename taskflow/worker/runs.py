@@ -153,10 +153,13 @@ class Runs:
         for lease in leases:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
-    def begin_batches(self) -> None:
-        """Begin the calls of all batches that are gathering runs, because no more will arrive."""
-        if self._executor.batches is not None:
-            self._executor.batches.begin_all()
+    def set_gathering(self, gathers: bool) -> None:
+        """Set whether batches wait for further jobs. If not, begin the calls of those that are gathering runs."""
+        self._executor.gathers = gathers
+        if (batches := self._executor.batches) is not None:
+            batches.waits = gathers
+            if not gathers:
+                batches.begin_all()
 
     def drop_reserve(self) -> None:
         self.lease_table.remove([holding.lease.claim for holding in self._reserve])
@@ -332,7 +335,8 @@ class Quarantine:
     """Isolates jobs that have crashed from all others, so that a job that kills its worker doesn't end other runs each time.
 
     After a first crash, suspects run a few at a time; after further crashes, one by one. Before they start, the worker hands back all other
-    leases and gives running jobs time to end. It claims nothing until the suspects have survived a period that grows with their crashes."""
+    leases and gives running jobs time to end. It claims nothing until the suspects have survived a period that grows with their crashes.
+    Batches don't wait for further jobs meanwhile: a suspect that was gathered after that period would run beside the others."""
 
     def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
         self._lease_table = lease_table
@@ -357,6 +361,7 @@ class Quarantine:
         while True:
             await self._has_some.wait()
             if (trial := self._choose()) is not None:
+                self._runs.set_gathering(False)
                 alone_by = time.monotonic() + trial.until_alone
                 while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := alone_by - time.monotonic()) > 0:
                     await self._lease_table.wait_for_change(left)
@@ -367,6 +372,7 @@ class Quarantine:
                     await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
+                self._runs.set_gathering(True)
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:

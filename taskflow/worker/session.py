@@ -161,7 +161,7 @@ class WorkerSession:
         for holding in waiting:
             self.runs.give_back(holding)
         self.runs.give_back_reserve()
-        self.runs.begin_batches()
+        self.runs.set_gathering(False)
         for holding in self.runs.under_way.values():
             if holding.started is None and holding.stop is not None:  # the run is waiting for a child process
                 holding.ask_to_stop(WINDING_DOWN)

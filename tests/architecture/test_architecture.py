@@ -43,14 +43,14 @@ BUDGETS = {
     "taskflow/broker/postgres": 6_045,
     "taskflow/broker": 24_480,
     "taskflow/app": 8_085,
-    "taskflow/worker": 7_115,
+    "taskflow/worker": 7_120,
     "taskflow/cli": 4_755,
     "taskflow/testing": 1_045,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_985,
-    "tests": 76_580,
+    "taskflow": 55_995,
+    "tests": 76_615,
 }
 
 

@@ -14,7 +14,7 @@ import asyncio, os
 from pathlib import Path
 from taskflow import Backoff, Batch, Concurrency, Failure, job
 
-OPTIONS = {"batch": Batch(size=10, within=60.0), "max_attempts": 2, "retry": Backoff(base=0.0)}
+OPTIONS = {"batch": Batch(size=int(os.environ["SIZE"]), within=3600.0), "max_attempts": 2, "retry": Backoff(base=0.0)}
 
 ledger = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -52,24 +52,23 @@ def killed(running: Running) -> None:
 @pytest.mark.parametrize("job", ["free", "limited"])
 @pytest.mark.parametrize("moment", ["gathering", "calling"])
 def test_jobs_of_a_killed_worker_are_gathered_again(shell: Shell, moment: str, job: str) -> None:
-    """The next worker passes all of them to one call. Each has its outcome: one of them fails, and is retried alone."""
+    """The next worker runs them at once, with nothing else beside them. Each has its outcome: one of them fails, and is retried alone."""
     if shell.environment["TASKFLOW_BROKER"].startswith("sqlite"):
         shell.environment["TASKFLOW_BROKER"] += "?shared=1"
+    shell.environment["SIZE"] = "10" if moment == "calling" else "20"
     shell.write("tasks.py", _TASKS)
     first = a_worker(shell)
-    number = 9 if moment == "gathering" else 10
-    shell.send(*(f"{job}.bind({n})" for n in range(number)))
-    until(lambda: shell.counts()["running"] == number)
-    until(lambda: moment == "gathering" or len(shell.ledger()) == number)
+    shell.send(*(f"{job}.bind({n})" for n in range(10)))
+    until(lambda: shell.counts()["running"] == 10)
+    until(lambda: moment == "gathering" or len(shell.ledger()) == 10)
     killed(first)
     shell.write("release", "")
     second = a_worker(shell)
-    shell.send(*(f"{job}.bind({n})" for n in range(number, 10)))
     until(lambda: shell.counts() == Counter(succeeded=9, running=1))
     second.signal(signal.SIGTERM)
     assert second.end() == 0, second.said
     assert shell.counts() == Counter(succeeded=9, failed=1)
-    lost = [("begin", first.process.pid, n) for n in range(number)] if moment == "calling" else []
+    lost = [("begin", first.process.pid, n) for n in range(10)] if moment == "calling" else []
     ran = [(event, second.process.pid, n) for n in (*range(10), 7) for event in ("begin", "end")]
     assert Counter(map(parsed, shell.ledger())) == Counter([*lost, *ran])
     assert "RuntimeError: no 7" in shell.run("-m", "taskflow", "failures")

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from taskflow import JobCancelled, JobFailed, JobHandle, Status, Worker
+from taskflow import Batch, JobCancelled, JobFailed, JobHandle, Status, Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.app.events import Events
 from taskflow.broker.admin import View
@@ -69,6 +69,9 @@ class Stage:
     def give_back(self, holding: HeldLease) -> None:
         self.store.append(holding.lease.crashes)
         asyncio.get_running_loop().call_later(0.001, self.lease_table.remove, [holding.lease.claim])
+
+    def set_gathering(self, gathers: bool) -> None:
+        self.gathers = gathers
 
     async def until_done(self) -> None:
         async with asyncio.timeout(20):
@@ -232,3 +235,36 @@ async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None
         assert not any(isinstance(event, QuarantineStarted) for event in heard.events)
         [sent] = await listed(broker.admin, View(queue="another"))
         assert sent.status is Status.READY
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    made: list[list[int]] = []
+
+
+@job(name="tests.quarantine.gathered", batch=Batch(size=20, within=3600.0))
+async def gathered(numbers: list[int]) -> list[int]:
+    Calls.made.append(numbers)
+    return numbers
+
+
+@pytest.mark.parametrize(("crashes", "sizes"), [(1, [10, 2]), (2, [1] * 12)])
+async def test_suspects_are_not_gathered_with_others(crashes: int, sizes: list[int]) -> None:
+    """Otherwise, a job that kills its worker would make all jobs of its batch poison. A batch that was gathering is called before."""
+    Calls.made.clear()
+    async with a_faulty_broker() as broker, asyncio.timeout(30), Worker(options=options(EventRecorder(), concurrency=20, ttl=20.0)):
+        before = await enqueue(gathered.bind(100 + number) for number in range(2))
+        await until_running(before[1])
+        await broker.admin.pause("default")
+        suspects = await enqueue(gathered.bind(number) for number in range(12))
+        for suspect in suspects:
+            set_crashes(broker, parse_id(suspect.id), crashes)
+        await broker.admin.resume("default")
+        assert [await handle.result() for handle in (*before, *suspects)] == [100, 101, *range(12)]
+        assert Calls.made[0] == [100, 101]
+        assert [len(call) for call in Calls.made[1:]] == sizes
+        after = await enqueue(gathered.bind(number) for number in range(20))
+        assert [await handle.result() for handle in after] == list(range(20))
+        assert len(Calls.made[-1]) == 20
