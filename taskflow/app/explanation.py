@@ -281,7 +281,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
             "start another one, or check its log if it should be running",
         )
     else:
-        slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.leases for worker in alive)
+        slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.busy for worker in alive)
         if slots and busy >= slots and not facts.is_paused:
             slots_of = f"all {slots} slots" if slots > 1 else "the only slot"
             yield Reason(f"{slots_of} of {_workers(alive)} {'are' if slots > 1 else 'is'} busy", "wait, or start more workers")

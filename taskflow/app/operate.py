@@ -149,6 +149,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `queues`       the queues that it serves; empty means all
     `concurrency`  how many jobs it runs at once
     `running`      how many jobs it holds now, including those that wait for a free slot
+    `busy`         how many of its slots are in use. A batch uses one
     `silent_for`   seconds since its last heartbeat
     `is_lost`      True if it was declared dead; its jobs will run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
@@ -160,6 +161,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...]
     concurrency: int
     running: int
+    busy: int
     silent_for: float
     is_lost: bool
     jobs: tuple[str, ...] = ()
@@ -207,6 +209,7 @@ class Operate:
             WorkerInfo(
                 **{name: getattr(record.session, name) for name in ("name", "queues", "concurrency", "jobs", "deploy")},
                 running=record.leases,
+                busy=record.busy,
                 silent_for=record.seconds_since_beat,
                 is_lost=record.is_dying,
                 since=record.registered_at,

@@ -136,7 +136,7 @@ def _color(worker: SessionRecord) -> int | None:
 
 
 def _busy(worker: SessionRecord) -> str:
-    return f"{worker.leases}/{worker.session.concurrency}"
+    return f"{worker.busy}/{worker.session.concurrency}"
 
 
 def _beat(worker: SessionRecord) -> str:
@@ -156,7 +156,7 @@ _WORKER_COLUMNS: Final = (
 
 def worker_json(worker: SessionRecord) -> dict[str, Any]:
     said = only(worker.session, "name", "queues", "concurrency", "jobs", "deploy")
-    return said | only(worker, "registered_at", "leases", "seconds_since_beat") | {"dying": worker.is_dying}
+    return said | only(worker, "registered_at", "leases", "busy", "seconds_since_beat") | {"dying": worker.is_dying}
 
 
 def queue_table(queues: Sequence[QueueInfo], rates: Rates | None = None) -> Iterator[str]:

@@ -107,7 +107,7 @@ class Sampler:
             [queues, workers, *others] = found
             self.found.update(zip(READ, found, strict=False))
             counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
-            seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
+            seen = [counts, [(worker.name, worker.busy, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
             state, self._took = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16], clock() - self._checked_at
         if state != self._state:
             self._state = state

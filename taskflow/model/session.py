@@ -34,6 +34,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MAX_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
     `trouble` why its claims or its upkeep keep failing; empty if they don't
+    `surplus` how many of its leases need no slot, because their jobs are in a batch that has one
     """
 
     id: bytes
@@ -45,10 +46,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[str, ...] = ()
     deploy: str = ""
     trouble: str = ""
+    surplus: int = 0
 
     def pack_about(self) -> bytes:
         """Pack the fields that stores only display."""
-        about = [self.queues, self.concurrency, self.jobs, self.deploy, self.trouble]
+        about = [self.queues, self.concurrency, self.jobs, self.deploy, self.trouble, self.surplus]
         return bytes(msgpack.packb(about, unicode_errors="replace") or b"")
 
 
@@ -65,6 +67,12 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     def is_alive(self) -> bool:
         """False if the session was reaped, or has been silent for longer than its ttl. If no other worker runs, nothing reaps it."""
         return not self.is_dying and self.seconds_since_beat <= self.session.ttl
+
+    @property
+    def busy(self) -> int:
+        """The number of slots in use. Leases whose runs haven't started, or share a batch's slot, don't count."""
+        slots = self.session.concurrency or self.leases
+        return min(max(0, self.leases - self.session.surplus), slots)
 
 
 def session_record_of(
@@ -90,13 +98,14 @@ def deploy_of(about: Any) -> str:
 
 
 def _about(stored: Any) -> dict[str, Any]:
-    queues, concurrency, jobs, deploy, trouble, *_ = unpacked(octets(stored))
+    queues, concurrency, jobs, deploy, trouble, surplus, *_ = unpacked(octets(stored))
     return {
         "queues": tuple(map(text, queues)),
         "concurrency": whole(concurrency),
         "jobs": tuple(map(text, jobs)),
         "deploy": text(deploy),
         "trouble": text(trouble),
+        "surplus": whole(surplus),
     }
 
 

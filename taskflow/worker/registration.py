@@ -76,6 +76,12 @@ class Registration:
         if operation in self._shown:
             await self._show({other: why for other, why in self._shown.items() if other != operation})
 
+    async def update(self, surplus: int) -> None:
+        """Register the number of leases that need no slot, if it has changed."""
+        if surplus != self.session.surplus:
+            self.session = msgspec.structs.replace(self.session, surplus=surplus)
+            await self._show(self._shown)
+
     async def _show(self, troubles: dict[str, str]) -> None:
         text = "; ".join(f"{operation} fails: {why}" for operation, why in troubles.items())[:MAX_TROUBLE_LENGTH]
         with contextlib.suppress(BrokerError), anyio.move_on_after(SHOW_TIMEOUT):

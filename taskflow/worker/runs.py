@@ -73,16 +73,17 @@ class Runs:
     @property
     def free(self) -> int:
         """The number of slots in which a run may start now."""
-        unanswered = len(self.lease_table) - len(self._reserve) - self._surplus - self._slots
+        unanswered = len(self.lease_table) - len(self._reserve) - self.surplus - self._slots
         return max(0, min(self._empty, max(self._slots, self._ahead) - unanswered))
 
     @property
     def _empty(self) -> int:
         """The number of slots without a run. An abandoned plain function occupies its slot until it returns."""
-        return self._slots - self._threads.left_behind - len(self.under_way) + self._surplus if self.lease_table.is_open else 0
+        return self._slots - self._threads.left_behind - len(self.under_way) + self.surplus if self.lease_table.is_open else 0
 
     @property
-    def _surplus(self) -> int:
+    def surplus(self) -> int:
+        """The number of runs that need no slot, because another run of the same batch has one."""
         return 0 if self._executor.batches is None else self._executor.batches.surplus
 
     @property

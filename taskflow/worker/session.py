@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # loaded only by workers with ended() hooks, or with telemetr
 
 LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
 STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
+SURPLUS_INTERVAL: Final = 2.0  # seconds between two checks of how many leases need no slot, which `taskflow status` shows
 PARKED_CHECK_INTERVAL: Final = 1.0  # minimum seconds between two heartbeats that are sent because jobs of a paused name were claimed
 _RULES: Final = Rules()
 
@@ -96,7 +97,7 @@ class WorkerSession:
         self.lease_table = LeaseTable()
         self.settler = Settler(broker, self.lease_table, events, [each.settled for each in hooks if each is not None])
         self.runs = Runs(options, executor.threads, self.lease_table, executor, self.settler, events)
-        registration = Registration(broker, self.session, events)
+        self._registration = registration = Registration(broker, self.session, events)
         self.fetcher = Fetcher(registration, options, self.runs, hooks.ended, seams.chance, on_leases=self.take, on_lost=self.lose)
         on_ended = None if hooks.ended is None else hooks.ended.tell_ended
         self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.poll, on_offers=scheduler.fire, on_ended=on_ended)
@@ -128,7 +129,7 @@ class WorkerSession:
 
     async def _work(self) -> None:
         """Claim and run jobs until the session winds down or is lost. Return once no jobs are running, except in threads."""
-        async with self._running(self.runs.watch):
+        async with self._running(self.runs.watch, self._register_surplus):
             async with self._running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
                 async with self._running(self.fetcher.run, self.runs.run, self._quarantine.run):
@@ -145,6 +146,11 @@ class WorkerSession:
     async def _keep_up(self) -> None:
         await self.fetcher.has_tried.wait()  # a caller may be waiting for this worker, and maintenance would keep the server busy
         await self._maintenance.run()
+
+    async def _register_surplus(self) -> None:
+        while True:
+            await asyncio.sleep(SURPLUS_INTERVAL)
+            await self._registration.update(self.runs.surplus)
 
     async def _begin_schedules(self) -> None:
         await self._scheduler.begin(self.session.id)

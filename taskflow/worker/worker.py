@@ -298,7 +298,7 @@ class Worker:
     def _slots(self) -> tuple[int, int, float]:
         """Return the numbers of busy and free slots, and for how many seconds the event loop has been blocked."""
         session, watchdog = self._sessions.current, self._watchdog
-        busy, free = (0, 0) if session is None else (len(session.runs.under_way), session.runs.free)
+        busy, free = (0, 0) if session is None else (len(session.runs.under_way) - session.runs.surplus, session.runs.free)
         return busy, free, 0.0 if watchdog is None else watchdog.stalled_for
 
     def _new_session(self) -> WorkerSession:

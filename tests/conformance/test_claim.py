@@ -31,7 +31,7 @@ async def test_register_repeat(world: World) -> None:
     assert await world.broker.admin.workers() == before
     assert before[0].leases == 1
 
-    changed = msgspec.structs.replace(session, trouble="claiming fails: the page is damaged", jobs=("send",))
+    changed = msgspec.structs.replace(session, trouble="claiming fails: the page is damaged", jobs=("send",), surplus=3)
     await world.broker.register(changed)
 
     assert await world.broker.admin.workers() == [msgspec.structs.replace(before[0], session=changed)]

@@ -27,6 +27,7 @@ from taskflow import (
     depends,
     enqueue,
     job,
+    operate,
 )
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
@@ -165,6 +166,34 @@ async def test_others_have_the_other_slots(broker: Broker) -> None:
         Calls.release.set()
         assert await results(gathered[:3]) == [0, 1, 2]
     assert await results(gathered) == [0, 1, 2, 3, 4]
+
+
+async def test_workers_are_shown_with_one_busy_slot_for_a_batch(broker: Broker) -> None:
+    """This holds while the batch is gathering, and during its call."""
+    handles = await enqueue(patient.bind(number) for number in range(2))
+    async with a_worker():
+        await until(lambda: _has_slots(running=2, busy=1))
+        handles.append(await patient.delay(2))
+        await until(lambda: Calls.made)
+        await until(lambda: _has_slots(running=3, busy=1))
+        Calls.release.set()
+        await results(handles)
+        await until(lambda: _has_slots(running=0, busy=0))
+        await until(lambda: _has_surplus(broker, 0))
+        handle = await plain.delay(1)
+        await until(lambda: _has_slots(running=1, busy=1))
+        Calls.release_thread.set()
+        await handle.result(10)
+
+
+async def _has_slots(*, running: int, busy: int) -> bool:
+    [worker] = await operate.workers()
+    return (worker.running, worker.busy) == (running, busy)
+
+
+async def _has_surplus(broker: Broker, surplus: int) -> bool:
+    [record] = await broker.admin.workers()
+    return record.session.surplus == surplus
 
 
 async def test_a_failure_in_the_list_fails_its_job_alone(broker: Broker) -> None:

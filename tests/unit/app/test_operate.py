@@ -126,7 +126,7 @@ async def test_queues_and_workers_are_shown(bench: Bench) -> None:
     bench.clock.advance(2.0)
     [worker] = [worker for worker in await operate.workers() if worker.name == "host:7"]
     since = instant_of(bench.clock.wall()) - timedelta(seconds=2)
-    shown = WorkerInfo(name="host:7", queues=("mail",), concurrency=3, running=0, silent_for=2.0, is_lost=False, since=since)
+    shown = WorkerInfo(name="host:7", queues=("mail",), concurrency=3, running=0, busy=0, silent_for=2.0, is_lost=False, since=since)
     assert worker == replace(shown, jobs=("a", "b"), deploy="v7")
 
 

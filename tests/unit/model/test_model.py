@@ -20,7 +20,7 @@ from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.record import ENDED, Status
 from taskflow.model.rules import Backoff
-from taskflow.model.session import MAX_DIED_OF, UNKNOWN_DEATH, Beat, Report
+from taskflow.model.session import MAX_DIED_OF, UNKNOWN_DEATH, Beat, Report, Session, SessionRecord
 from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import (
     MAX_MESSAGE,
@@ -284,3 +284,11 @@ def test_an_entry_that_cannot_be_read_is_listed_as_such(body: Any) -> None:
     """This includes an entry with a time that the calendar lacks."""
     record = action_record_of("one", 1 << 62, body)
     assert (record.number, record.at.timestamp(), record.action.by, record.action.kind) == (0, 0.0, "?", "?")
+
+
+@pytest.mark.parametrize(("leases", "surplus", "busy"), [(33, 32, 1), (20, 0, 20), (80, 0, 20), (90, 9, 20), (0, 32, 0)])
+def test_leases_that_need_no_slot_are_not_counted_as_busy(leases: int, surplus: int, busy: int) -> None:
+    """Such leases wait for a slot, or share the slot of a batch. The surplus is that of a moment ago."""
+    session = Session(id=bytes(16), name="worker", concurrency=20, surplus=surplus)
+    shown = SessionRecord(session=session, registered_at=instant_of(0), seconds_since_beat=0.0, leases=leases, is_dying=False)
+    assert shown.busy == busy
