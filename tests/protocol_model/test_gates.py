@@ -2,7 +2,7 @@
 
 Each operation reads, and later applies its decision, if the state that it expects is unchanged. Between the two others may do the same. An
 operation that is stale, or whose process dies between the two, changes nothing. A process's next operation, to which it leaves work, may
-never come.
+never come. Some jobs may be in a queue without a worker: their slots are taken back for the jobs of other queues.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Rules:
     expects_who_is_next: bool = True
     ends_expect_the_gate: bool = True
     reaps_slots: bool = True
+    takes_back: bool = True
+    takes_back_of_ready_jobs_only: bool = True
+    hands_on_what_it_takes_back: bool = True
+    looks_past_its_own_queue: bool = True
 
 
 BROKEN: Final = (
@@ -39,14 +43,25 @@ BROKEN: Final = (
     Rules("two slots become one: both go to the same job", expects_who_is_next=False),
     Rules("leak: two ends read the same number, and both write one less", ends_expect_the_gate=False),
     Rules("leak on a crash: the slot of a dead worker stays taken", reaps_slots=False),
+    Rules("taken twice: a slot is taken back from a job that a worker has just claimed", takes_back_of_ready_jobs_only=False),
+    Rules("leak: the slot that is taken back is given to nobody", hands_on_what_it_takes_back=False),
+)
+
+STUCK: Final = (
+    Rules("a queue without a worker keeps its slots", takes_back=False),
+    Rules("a slot is taken back only for the first job that waits", looks_past_its_own_queue=False),
 )
 
 
 class At(Enum):
     NEW = "new"
     WAITS = "waits"
-    HOLDS = "holds"
+    READY = "ready"
+    RUNS = "runs"
     ENDED = "ended"
+
+
+HOLDING: Final = (At.READY, At.RUNS)
 
 
 class Gate(NamedTuple):
@@ -61,15 +76,21 @@ class Operation(NamedTuple):
     job: int | None
     seen: Gate
     next: int | None
+    takes_back: bool = False
 
 
 class World(NamedTuple):
+    """`unserved` is the number of jobs whose queue has no worker: the first ones. `line` has the waiting jobs in their order."""
+
     gate: Gate
     jobs: tuple[At, ...]
+    unserved: int = 0
+    line: tuple[int, ...] = ()
     in_flight: tuple[Operation, ...] = ()
 
     def put(self, job: int, at: At) -> World:
-        return self._replace(jobs=(*self.jobs[:job], at, *self.jobs[job + 1 :]))
+        line = tuple([each for each in self.line if each != job])
+        return self._replace(jobs=(*self.jobs[:job], at, *self.jobs[job + 1 :]), line=(*line, job) if at is At.WAITS else line)
 
     def gated(self, taken: int, *, has_waiting: bool) -> World:
         """Return the world with another revision, as after each put."""
@@ -79,9 +100,11 @@ class World(NamedTuple):
 MOST_IN_FLIGHT: Final = 2
 
 
-def successors(rules: Rules, most: int, world: World) -> Iterator[World]:
+def successors(rules: Rules, most: int, world: World, *, cancels: bool) -> Iterator[World]:
+    """Yield the worlds after one event. With `cancels`, any job may be claimed or cancelled. Otherwise, no job is cancelled, and the
+    unserved ones are never claimed."""
     if len(world.in_flight) < MOST_IN_FLIGHT:
-        yield from _looks(world, most)
+        yield from _looks(rules, world, most, cancels=cancels)
     for operation in world.in_flight:
         rest = list(world.in_flight)
         rest.remove(operation)
@@ -89,47 +112,61 @@ def successors(rules: Rules, most: int, world: World) -> Iterator[World]:
         yield after  # stale, or its process has died
         yield from _applied(rules, most, after, operation)
     for job, at in enumerate(world.jobs):
-        if at is At.WAITS:
-            yield world.put(job, At.ENDED)  # cancelled
-        if at is At.HOLDS and not rules.reaps_slots:
+        if at is At.READY and (cancels or job >= world.unserved):
+            yield world.put(job, At.RUNS)
+        if at is At.WAITS and cancels:
+            yield world.put(job, At.ENDED)
+        if at in HOLDING and not rules.reaps_slots:
             yield world.put(job, At.ENDED)
 
 
-def _looks(world: World, most: int) -> Iterator[World]:
-    first = next((job for job, at in enumerate(world.jobs) if at is At.WAITS), None) if world.gate.has_waiting else None
-    wanted: list[int | None] = [job for job, at in enumerate(world.jobs) if at in (At.NEW, At.HOLDS)]
+def _looks(rules: Rules, world: World, most: int, *, cancels: bool) -> Iterator[World]:
+    line = world.line if world.gate.has_waiting else ()
+    first = line[0] if line else None
+    found = list[Operation]()
+    for job, at in enumerate(world.jobs):
+        if at is At.NEW or (at in HOLDING and (cancels or job >= world.unserved)):
+            found.append(Operation(job, world.gate, first))
+        if at is At.READY and job < world.unserved and rules.takes_back:
+            others = [each for each in (line if rules.looks_past_its_own_queue else line[:1]) if each >= world.unserved]
+            found += [Operation(job, world.gate, others[0], takes_back=True)] if others else []
     if world.gate.has_waiting and world.gate.taken < most:
-        wanted.append(None)
-    for job in wanted:
-        yield world._replace(in_flight=tuple(sorted((*world.in_flight, Operation(job, world.gate, first)), key=repr)))
+        found.append(Operation(None, world.gate, first))
+    for operation in found:
+        yield world._replace(in_flight=tuple(sorted((*world.in_flight, operation), key=repr)))
 
 
 def _applied(rules: Rules, most: int, world: World, operation: Operation) -> Iterator[World]:
-    job, seen, following = operation
+    job, seen, following, takes_back = operation
     is_current = world.gate == seen
     is_next_there = following is None or world.jobs[following] is At.WAITS or not rules.expects_who_is_next
     if job is None:
         if is_current and is_next_there:
-            yield world.gated(0, has_waiting=False) if following is None else world.put(following, At.HOLDS).gated(1, has_waiting=True)
+            yield world.gated(0, has_waiting=False) if following is None else world.put(following, At.READY).gated(1, has_waiting=True)
+    elif takes_back:
+        is_taken = world.jobs[job] is At.READY or (world.jobs[job] is At.RUNS and not rules.takes_back_of_ready_jobs_only)
+        if is_taken and is_current and is_next_there and following is not None:
+            parked = world.put(job, At.WAITS) if world.jobs[job] is At.READY else world
+            yield (parked.put(following, At.READY) if rules.hands_on_what_it_takes_back else parked).gated(0, has_waiting=True)
     elif world.jobs[job] is At.NEW:
         if seen.taken < most and is_current:
-            yield world.put(job, At.HOLDS).gated(1, has_waiting=seen.has_waiting)
+            yield world.put(job, At.READY).gated(1, has_waiting=seen.has_waiting)
         elif seen.taken >= most and (is_current or not rules.waiters_expect_the_gate):
             waiting = world.put(job, At.WAITS)
             is_noted = world.gate.has_waiting or not rules.first_waiter_is_noted
             yield waiting if is_noted else waiting.gated(0, has_waiting=True)
-    elif world.jobs[job] is At.HOLDS or (world.jobs[job] is At.ENDED and not rules.ends_by_fence):
+    elif world.jobs[job] in HOLDING or (world.jobs[job] is At.ENDED and not rules.ends_by_fence):
         if not is_next_there or not (is_current or not rules.ends_expect_the_gate):
             return
         ended = world.put(job, At.ENDED)
         if following is not None:
-            yield ended.put(following, At.HOLDS)
+            yield ended.put(following, At.READY)
         else:
             yield ended._replace(gate=Gate(world.gate.rev + 1, seen.taken - 1, seen.has_waiting and rules.looks_again))
 
 
 def is_broken(world: World, most: int) -> bool:
-    holders = world.jobs.count(At.HOLDS)
+    holders = sum(at in HOLDING for at in world.jobs)
     has_room, is_quiet = world.gate.taken < most, not world.in_flight
     is_lost = is_quiet and has_room and At.WAITS in world.jobs and not world.gate.has_waiting
     return world.gate.taken != holders or holders > most or is_lost
@@ -142,11 +179,11 @@ def tidy(world: World) -> World:
     return world._replace(gate=world.gate._replace(rev=known.index(world.gate.rev)), in_flight=in_flight)
 
 
-def search(rules: Rules, most: int, jobs: int) -> tuple[int, bool]:
+def search(rules: Rules, most: int, jobs: int, unserved: int = 0) -> tuple[int, bool]:
     """Return the number of states, and whether one is broken."""
-    seen, worlds = set[World](), [World(Gate(), (At.NEW,) * jobs)]
+    seen, worlds = set[World](), [World(Gate(), (At.NEW,) * jobs, unserved)]
     for world in worlds:
-        for each in map(tidy, successors(rules, most, world)):
+        for each in map(tidy, successors(rules, most, world, cancels=True)):
             if is_broken(each, most):
                 return len(worlds), True
             if each not in seen:
@@ -155,14 +192,40 @@ def search(rules: Rules, most: int, jobs: int) -> tuple[int, bool]:
     return len(worlds), False
 
 
-@pytest.mark.parametrize(("most", "jobs"), [(1, 4), (2, 4)])
-def test_no_order_breaks_a_gate(most: int, jobs: int) -> None:
-    states, found = search(Rules(), most, jobs)
+def is_stuck(rules: Rules, most: int, jobs: int, unserved: int) -> bool:
+    """Return True if from some state the jobs of queues with workers cannot all end, however long they wait."""
+    start = World(Gate(), (At.NEW,) * jobs, unserved)
+    before: dict[World, list[World]] = {start: []}
+    worlds = [start]
+    for world in worlds:
+        for each in map(tidy, successors(rules, most, world, cancels=False)):
+            if each not in before:
+                before[each] = []
+                worlds.append(each)
+            before[each].append(world)
+    reached = [world for world in worlds if {*world.jobs[unserved:]} == {At.ENDED}]
+    good = set(reached)
+    for world in reached:
+        new = [each for each in before[world] if each not in good]
+        good.update(new)
+        reached += new
+    return len(good) < len(worlds)
+
+
+@pytest.mark.parametrize(("most", "jobs", "unserved"), [(1, 4, 0), (2, 4, 0), (1, 4, 2)])
+def test_no_order_breaks_a_gate(most: int, jobs: int, unserved: int) -> None:
+    states, found = search(Rules(), most, jobs, unserved)
     assert not found
     assert states > 1_000
+    assert not is_stuck(Rules(), most, jobs, unserved)
 
 
 @pytest.mark.parametrize("rules", BROKEN, ids=lambda rules: rules.name)
 def test_broken_gates_are_found_out(rules: Rules) -> None:
-    assert any(search(rules, most, 4)[1] for most in (1, 2))
+    assert any(search(rules, most, 4, unserved)[1] for most, unserved in ((1, 0), (2, 0), (1, 2)))
     assert not search(replace(Rules(), name=rules.name), 1, 3)[1]
+
+
+@pytest.mark.parametrize("rules", STUCK, ids=lambda rules: rules.name)
+def test_gates_that_hold_a_job_up_for_ever_are_found_out(rules: Rules) -> None:
+    assert is_stuck(rules, 1, 3, 2)
