@@ -122,8 +122,9 @@ class Records:
 
 
 def _scans(index: Index, entries: Sequence[tuple[Any, Ref]], data: st.DataObject) -> list[Scan]:
-    """Return the whole index, both ways, and a few parts of it: with bounds at entries, and at shorter positions."""
+    """Return the whole index, both ways, and a few parts of it: with bounds at entries, at shorter positions, and for many prefixes."""
     scans = [Scan(index.name, 100), Scan(index.name, 100, backwards=True)]
+    scans += [Scan(index.name, 2, place[:width]) for place, _ in entries for width in (1, 2) if width <= len(place)]
     if entries:
         places = st.sampled_from([place for place, _ in entries])
         bounds = st.none() | places.flatmap(lambda place: st.integers(1, len(place)).map(lambda n: place[:n]))

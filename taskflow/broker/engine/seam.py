@@ -249,6 +249,7 @@ class Query(NamedTuple):
     """Everything that one decision reads, in one round trip. A store that supports snapshots answers from a single one.
 
     `groups`  index names, each with a prefix of the groups to return
+    `fields`  the fields that the caller needs in the headers of jobs, including those of positions; if empty, all. A store may return more
     """
 
     refs: tuple[Ref, ...] = ()
@@ -256,6 +257,7 @@ class Query(NamedTuple):
     groups: tuple[tuple[str, Position], ...] = ()
     with_content: bool = False
     with_totals: bool = False
+    fields: tuple[str, ...] = ()
 
 
 class Snapshot(NamedTuple):

@@ -73,6 +73,10 @@ class RecordChanger(Counts):
         seen = super().query(query)
         for ref, record in seen.records.items():
             self._known[ref] = None if record is None else _known(record)
+        for entries in seen.scans:
+            for _, ref, record in entries:
+                if record is not None:
+                    self._known[ref] = _known(record)
         return seen
 
     def forget(self) -> None:

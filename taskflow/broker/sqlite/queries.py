@@ -16,7 +16,7 @@ import msgspec
 
 from taskflow.broker.engine.records import HEADERS, TABLES, Index, Kind, Position, Type
 from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Rev, Scan, Snapshot
-from taskflow.broker.sqlite.statements import Statements, filled_up
+from taskflow.broker.sqlite.statements import Statements, filled_up, row_of
 from taskflow.broker.sqlite.tables import BY_INDEX, PARTS, falling_column, has_own_index, has_seq, index_name, places
 from taskflow.model.clock import Clock
 from taskflow.model.job_schema import LARGE, SMALL
@@ -30,25 +30,25 @@ class RecordReader:
 
     def query(self, query: Query) -> Snapshot:
         records: dict[Ref, Record | None] = dict.fromkeys(query.refs)
-        records.update(self.records(query.refs, with_content=query.with_content))
+        records.update(self.records(query.refs, with_content=query.with_content, fields=query.fields))
         return Snapshot(
             now=self.clock.wall(),
             steady=self.clock.steady(),
             boot=self.clock.boot_id().encode(),
             records=records,
-            scans=tuple([self._scan(scan, query.with_content) for scan in query.scans]),
+            scans=self._scans(query),
             groups=tuple([self._groups(BY_INDEX[name], prefix) for name, prefix in query.groups]),
             totals=self._totals() if query.with_totals else {},
         )
 
-    def records(self, refs: Iterable[Ref], *, with_content: bool = False) -> dict[Ref, Record]:
+    def records(self, refs: Iterable[Ref], *, with_content: bool = False, fields: tuple[str, ...] = ()) -> dict[Ref, Record]:
         """Return the records that exist among those with these refs, by ref."""
         by_kind: dict[int, list[tuple[bytes]]] = {}
         for kind, record_id in refs:
             by_kind.setdefault(kind, []).append((record_id,))
         found: dict[Ref, Record] = {}
         for kind, ids in sorted(by_kind.items()):
-            packing = record_packing(kind, with_content)
+            packing = record_packing(kind, with_content, fields=fields)
             for size, values in filled_up(ids):
                 for row in read_rows(self.connection, self.sql, _load_text(kind), packing, values, size):
                     record = packing.record(self.connection, self.sql, row)
@@ -57,7 +57,39 @@ class RecordReader:
 
     # --- scans -----------------------------------------------------------------------------------------------
 
-    def _scan(self, scan: Scan, with_content: bool) -> list[Entry]:
+    def _scans(self, query: Query) -> tuple[list[Entry], ...]:
+        """Return the entries of each scan. Simple scans that differ only in their prefixes share a statement."""
+        scans = query.scans
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for number, scan in enumerate(scans):
+            alike.setdefault((scan.of, scan.limit, len(scan.prefix), *scan[3:]), []).append(number)
+        found = [list[Entry]()] * len(scans)
+        for numbers in alike.values():
+            first = scans[numbers[0]]
+            if len(numbers) > 1 and first == Scan(*first[:3]) and first.prefix and BY_INDEX[first.of].entries is None:
+                by_prefix = self._scan_together(first, [scans[number].prefix for number in numbers], query)
+                for number in numbers:
+                    found[number] = by_prefix[scans[number].prefix]
+            else:
+                for number in numbers:
+                    found[number] = self._scan(scans[number], query)
+        return tuple(found)
+
+    def _scan_together(self, scan: Scan, prefixes: Sequence[Position], query: Query) -> dict[Position, list[Entry]]:
+        """Return the entries of a scan with each of these prefixes."""
+        index, width = BY_INDEX[scan.of], len(scan.prefix)
+        text, whole = _shared_scan_text(scan.of, width), record_packing(index.kind, query.with_content, fields=query.fields)
+        found: dict[Position, list[Entry]] = {prefix: [] for prefix in prefixes}
+        for size, values in filled_up([*found]):
+            for row in read_rows(self.connection, self.sql, text, whole, (*values, max(0, scan.limit)), size):
+                record = whole.record(self.connection, self.sql, row)
+                place = position_of(index, record)
+                found[place[:width]].append(Entry(place, record.ref, record))
+        for entries in found.values():
+            entries.sort(key=_position)
+        return found
+
+    def _scan(self, scan: Scan, query: Query) -> list[Entry]:
         index = BY_INDEX[scan.of]
         width, ends, values = len(scan.prefix), list[tuple[int, bool]](), list[Any](scan.prefix)
         for end in (scan.after or (), scan.until or ()):
@@ -67,7 +99,7 @@ class RecordReader:
         values.append(max(0, scan.limit))
         text = _scan_text(scan.of, width, tuple(ends), scan.backwards, scan.with_records)
         if scan.with_records:
-            whole = record_packing(index.kind, with_content, index.entries)
+            whole = record_packing(index.kind, query.with_content, index.entries, query.fields)
             entries = list[Entry]()
             for row in read_rows(self.connection, self.sql, text, whole, values):
                 record = whole.record(self.connection, self.sql, row)
@@ -154,6 +186,19 @@ def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwar
     key = "seq" if has_seq(index.kind) else "id"
     value = ", e.value" if index.entries is not None else ""
     return f'SELECT @ FROM (SELECT r.{key} AS chosen{value} {found}) AS e CROSS JOIN "~{table}" AS r ON r.{key} = e.chosen'
+
+
+@cache
+def _shared_scan_text(of: str, width: int) -> str:
+    """Return the SQL of a scan that is made with each prefix of a list, and returns whole records. The prefixes have `width` fields."""
+    index = BY_INDEX[of]
+    table, key, at = TABLES[index.kind], "seq" if has_seq(index.kind) else "id", [f"e.{place}" for place in places(index)]
+    own = f' INDEXED BY "~{index_name(index)}"' if has_own_index(index) else ""
+    fields = [f"field{number}" for number in range(width)]
+    conditions = [f"{place} = {field}" for place, field in zip(at, fields, strict=False)] + ([f"({index.when})"] if index.when else [])
+    chosen = f'SELECT e.{key} FROM "~{table}" AS e{own} WHERE {" AND ".join(conditions)} ORDER BY {", ".join(at)} LIMIT ?'
+    wanted = f"WITH wanted ({', '.join(fields)}) AS (VALUES {row_of(width)})"
+    return f'{wanted} SELECT @ FROM wanted CROSS JOIN "~{table}" AS r ON r.{key} IN ({chosen})'
 
 
 @cache
@@ -281,19 +326,24 @@ def read_rows(
 # --- records ------------------------------------------------------------------------------------------------------
 
 
+_ALWAYS_READ: Final = ("seq", "status", "queue", "awaits")
+"""The fields of a job that a change of it needs."""
+
+
 class RecordPacking(Packing):
     """Packs and unpacks records of one kind. With `with_content`, rows include the content. With `entries`, they include the value of an
-    index entry, which has that type."""
+    index entry, which has that type. With `fields`, the headers of jobs have only these fields and those that are always read."""
 
-    def __init__(self, kind: int, with_content: bool, entries: Type | None) -> None:
-        columns = [("rev", Type.NUMBER), *[(field.name, field.type) for field in HEADERS[kind]], ("id", Type.BYTES)]
+    def __init__(self, kind: int, with_content: bool, entries: Type | None, fields: tuple[str, ...]) -> None:
+        header = [field for field in HEADERS[kind] if kind != Kind.JOB or not fields or field.name in (*fields, *_ALWAYS_READ)]
+        columns = [("rev", Type.NUMBER), *[(field.name, field.type) for field in header], ("id", Type.BYTES)]
         columns += [(part, Type.BYTES) for part in (PARTS if with_content else PARTS[:2])]
         if entries is not None:
             columns.append(("value", entries))
         super().__init__(columns)
         self._kind, self._with_content, self._width = kind, with_content, len(self.names)
         self._entry_value = self.names.index("value") if entries is not None else None
-        self._named = [(field.name, self.names.index(field.name)) for field in HEADERS[kind]]
+        self._named = [(field.name, self.names.index(field.name)) for field in header]
         self._id = self.names.index("id")
         self._sent = self.names.index("sent")
         self._rev = self.names.index("rev")
@@ -328,8 +378,8 @@ class RecordPacking(Packing):
 
 
 @cache
-def record_packing(kind: int, with_content: bool, entries: Type | None = None) -> RecordPacking:
-    return RecordPacking(kind, with_content, entries)
+def record_packing(kind: int, with_content: bool, entries: Type | None = None, fields: tuple[str, ...] = ()) -> RecordPacking:
+    return RecordPacking(kind, with_content, entries, fields)
 
 
 @cache

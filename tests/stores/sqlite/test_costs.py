@@ -23,6 +23,7 @@ from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.transactions import QueuedOperation, Transactions
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import TooLarge
+from taskflow.model.limits import Gate, gate_id
 from taskflow.model.rules import Rules
 from taskflow.model.verdict import Settled
 from tests.stores.jobs import an_envelope, envelopes, registered
@@ -68,6 +69,18 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
     bounds = [step for step in together if step in ("BEGIN IMMEDIATE", "COMMIT")]
     assert bounds in [["BEGIN IMMEDIATE", "COMMIT"] * times for times in (1, 2)]  # two, if the writer's thread was quicker than the claim
     assert len(together) <= 16, together  # each is in a savepoint
+
+
+async def test_slots_of_many_limits_are_handed_on_in_a_handful_of_statements(broker: SqliteBroker, said: list[str]) -> None:
+    """This holds for any number of gates: the jobs that wait at them are found together."""
+    session = await registered(broker)
+    limits = [(Gate(gate_id("a", str(number)), "a", str(number), 1),) for number in range(MANY)]
+    await broker.enqueue([an_envelope(limits=gates) for gates in limits * 2])
+    leases = await broker.claim(session.id, 1, ["default"], 2 * MANY)
+    said.clear()
+    assert await broker.settle([succeeded(lease, limits=lease.envelope.limits) for lease in leases]) == [Settled.OK] * MANY
+    assert len(said) <= 12, said  # also: the runs, the gates, the paused queues, the waiting jobs, and what becomes ready
+    assert len(await broker.claim(session.id, 2, ["default"], 2 * MANY)) == MANY
 
 
 async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker, said: list[str]) -> None:
