@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -137,7 +137,6 @@ POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
 """The statuses that each action can act on."""
 
 CHANGED, ASKED, UNKNOWN = "changed", "asked to stop", "it is unknown or no longer kept"
-CANCELLED_AGAIN: Final = Redone.CANCELLED_AGAIN.value
 
 
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,14 +213,12 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
 
 
 async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> AsyncIterator[list[str]]:
-    """Act on jobs by id, in portions. Yield the answers so far after each portion, and again if a later portion changed earlier jobs."""
-    answers = list[str]()
-    for first in range(0, len(ids), PAGE):
-        answers += await apply(call, action, ids[first : first + PAGE])
+    """Act on jobs by id, in portions. Yield the answers so far after each portion. A retry is one portion, because each call that retries
+    jobs of a flow examines the whole flow."""
+    answers, size = list[str](), max(1, len(ids)) if action == "retry" else PAGE
+    for first in range(0, len(ids), size):
+        answers += await apply(call, action, ids[first : first + size])
         yield answers
-    cancelled_again = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == CANCELLED_AGAIN]
-    if restored := await _restored(call, cancelled_again):
-        yield [CHANGED if job_id in restored else answer for job_id, answer in zip(ids, answers, strict=True)]
 
 
 def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
@@ -298,29 +295,30 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
             done += ActionResult(changed=dropped)
             yield done
         return
-    acted, cancelled_again = set[bytes](), list[bytes]()
-    async for records in pages(call, view):
-        ids = [record.id for record in records if record.id not in acted]
-        if action == "run-now":
-            acted.update(ids)  # a job that ran in the meantime, and was scheduled again, is on a later page too
-        answers = await apply(call, action, ids) if ids else []
-        cancelled_again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == CANCELLED_AGAIN]
-        done += ActionResult.of(answers)
+    async for ids in _batches(call, action, view):
+        done += ActionResult.of(await apply(call, action, ids) if ids else ())
         yield done
-    if restored := len(await _restored(call, cancelled_again)):
-        left = len(cancelled_again) - restored
-        refused = {why: number for why, number in (done.refused | {CANCELLED_AGAIN: left}).items() if number}
-        yield msgspec.structs.replace(done, changed=done.changed + restored, refused=refused)
 
 
-async def _restored(call: CallBroker, cancelled_again: Sequence[bytes]) -> set[bytes]:
-    """Return the ids of the jobs that are no longer cancelled. Retrying these jobs had no effect while another job of their flow had
-    failed, but a later batch of the action may have retried that other job, which restores them."""
-    restored = set[bytes]()
-    for first in range(0, len(cancelled_again), PAGE):
-        records = await call(lambda broker, first=first: broker.read(cancelled_again[first : first + PAGE]))  # type: ignore[misc]
-        restored.update(record.id for record in records if record is not None and record.status is not Status.CANCELLED)
-    return restored
+async def _batches(call: CallBroker, action: ActionName, view: View) -> AsyncIterator[list[bytes]]:
+    """Yield the ids of the matching jobs in batches. For a retry, jobs in flows come last, and those of one flow are in the same batch."""
+    acted, by_flow, batch = set[bytes](), defaultdict[bytes, list[bytes]](list), list[bytes]()
+    async for records in pages(call, view):
+        for record in records:
+            if action == "retry" and record.member is not None:
+                by_flow[record.member.flow].append(record.id)
+            elif record.id not in acted:
+                batch.append(record.id)
+        if action == "run-now":
+            acted.update(batch)  # a job that ran in the meantime, and was scheduled again, is on a later page too
+        yield batch
+        batch = []
+    for ids in by_flow.values():
+        batch += ids
+        if len(batch) >= PAGE:
+            yield batch
+            batch = []
+    yield batch
 
 
 def _narrowed(view: View, statuses: Collection[Status]) -> View | None:

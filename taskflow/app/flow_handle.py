@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
-from taskflow.app.bulk_actions import CHANGED, apply_in_portions
+from taskflow.app.bulk_actions import CHANGED, apply
 from taskflow.app.flow_plan import Plan
 from taskflow.app.flow_tree import flow_records, to_retry
 from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
@@ -123,10 +123,8 @@ class SentFlow:
         """Rerun the jobs that failed or were cancelled, with fresh attempts, and restore those that their failures cancelled. Jobs that
         succeeded don't run again. Return the number of retried jobs."""
         call = self._app.client().call_on_flow
-        ids, answers = to_retry(await flow_records(call, self._id)), list[str]()
-        async for answers_so_far in apply_in_portions(call, "retry", ids):
-            answers = answers_so_far
-        return answers.count(CHANGED)
+        ids = to_retry(await flow_records(call, self._id))
+        return (await apply(call, "retry", ids)).count(CHANGED)
 
     def __repr__(self) -> str:
         return f"<SentFlow {self.id}>"

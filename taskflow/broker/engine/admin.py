@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import flows, gates, moves, pages, turns
-from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, begin, decide, give_back
-from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, begin, decide, each_portion, follow, give_back
+from taskflow.broker.engine.draft import Draft, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
-from taskflow.broker.engine.seam import NOW, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import NOW, Entry, Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
@@ -183,10 +183,18 @@ def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
             draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
         return Redone.OK
 
-    redone = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, most=MAX_LOOKED_AT)
-    seen: Snapshot | None = (yield Query(tuple(members))) if members else None
-    again = {ref for ref, record in seen.records.items() if flows.was_cancelled_by_flow(record)} if seen else set[Ref]()
+    redone, left, again = list[Redone](), Left(), set[Ref]()
+    for portion in _portions(refs):
+        redone += yield from decide_once([ref.id for ref in portion], one, rules, Query(portion, MOVE_SCANS), left=left)
+    yield from follow(left, rules, most=MAX_LOOKED_AT)
+    for portion in _portions([*members]):
+        seen: Snapshot = yield Query(portion)
+        again.update(ref for ref, record in seen.records.items() if flows.was_cancelled_by_flow(record))
     return [Redone.CANCELLED_AGAIN if answer is Redone.OK and ref in again else answer for ref, answer in zip(refs, redone, strict=True)]
+
+
+def _portions(refs: Sequence[Ref]) -> Iterator[tuple[Ref, ...]]:
+    return (tuple(refs[first : first + PORTION]) for first in range(0, len(refs), PORTION))
 
 
 # --- flows ----------------------------------------------------------------------------------------------------
@@ -216,17 +224,11 @@ def newest_flows(limit: int) -> Operation[list[Record]]:
 
 def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:
     # counted before, because upkeep of a worker may take part in the action
-    number, after = 0, 0
-    while True:
-        seen: Snapshot = yield Query(scans=(flows.whole(flow_id, after, PORTION)._replace(of="flow_live", with_records=False),))
-        found = seen.scans[0]
-        number += len(found)
-        if len(found) < PORTION:
-            break
-        after = flows.number_of(found[-1]) + 1
+    live = list[Entry]()
+    yield from each_portion(flows.whole(flow_id)._replace(of="flow_live", with_records=False), live.extend)
     action = flows.Action(flows.CANCEL, flow_id, cause=flow_id, reason=wording.CANCELLED)
     yield from begin(numbered(flow_id, MAX_MEMBERS), action, rules)
-    return number
+    return len(live)
 
 
 def run_now(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:

@@ -12,7 +12,7 @@ from taskflow.broker.engine.draft import Draft, Foreseen, Left, Plain, decide as
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Operation, Query, Ref, Rev, Scan, Snapshot, Step
+from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Entry, Operation, Query, Ref, Rev, Scan, Snapshot, Step
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.record import Status
@@ -50,7 +50,7 @@ def decide(
     """Decide what to do about items, as `draft.decide` does, and then what follows for other jobs. Examine at most `most` jobs in flows."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
-    yield from _follow(left, rules, scans, most)
+    yield from follow(left, rules, scans, most)
     return answers
 
 
@@ -58,10 +58,10 @@ def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
     """Release those of the given jobs that no longer await another job."""
     left = Left()
     left.released.update(awaiting)
-    yield from _follow(left, rules, MOVE_SCANS)
+    yield from follow(left, rules)
 
 
-def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
+def follow(left: Left, rules: Rules, scans: tuple[Scan, ...] = MOVE_SCANS, most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
     """Carry out the consequences of earlier decisions, which are collected in `left`. Return what `carry_on` returns."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
@@ -188,7 +188,7 @@ def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Ope
     transaction blocks one of them."""
     left = Left()
     left.actions.update(actions)
-    return (yield from _follow(left, rules, MOVE_SCANS, most))
+    return (yield from follow(left, rules, most=most))
 
 
 def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
@@ -201,7 +201,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         groups = _grouped(left.actions, room)
         size = room // len(groups)
         refs = {Ref(Kind.FLOW, action_id) for group in groups for action_id in group}
-        seen: Snapshot = yield Query((*refs,), (*MOVE_SCANS, *(_first(group).scan(size) for group in groups)))
+        seen: Snapshot = yield Query((*refs,), (*MOVE_SCANS, *(flows.together(group.values()).scan(size) for group in groups)))
         if _is_outdated(left, seen, refs, revs):
             continue
         found = seen.scans[len(MOVE_SCANS) :]
@@ -238,10 +238,6 @@ def _grouped(actions: Mapping[bytes, flows.Action], most: int) -> list[_Group]:
     return [*groups.values()][: min(PORTION // 2, most)]
 
 
-def _first(group: _Group) -> flows.Action:
-    return min(group.values(), key=lambda action: action.after)
-
-
 def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
     """Adopt the stored version of each action that is read for the first time: another client may have removed the action or replaced it,
     perhaps with the same action starting over. Return True if any stored version differed."""
@@ -260,11 +256,6 @@ def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[byt
 
 
 def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]:
-    # a job is restored by the action whose cause is the job that cancelled it
-    restoring = [
-        {action.cause: (action_id, action) for action_id, action in group.items() if action.what == flows.RESTORE} for group in groups
-    ]
-
     def one(draft: Draft, item: tuple[int, Ref]) -> bool:
         at, ref = item
         if ref.kind == Kind.NOTE:
@@ -274,9 +265,9 @@ def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]
         job = draft.job(ref.id)
         if job is None or job.sent.member is None:
             return True
-        meant = [restoring[at].get(job.state.cancelled_by or b"")] if restoring[at] else groups[at].items()
-        for action_id, action in filter(None, meant):
-            if flows.is_current(draft, action_id, action):
+        for action_id, action in groups[at].items():
+            is_meant = action.what != flows.RESTORE or job.state.cancelled_by in action.retried
+            if is_meant and flows.is_current(draft, action_id, action):
                 _act(draft, job, action)
                 break
         return True
@@ -301,49 +292,41 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
     """Finish actions that have reached all their jobs. After a RESTORE, cancel jobs again if they are in the scope of another failure, or
     if they await a job that was dropped or remains cancelled. Then drop the stored actions, unless they were replaced."""
-    scopes: dict[bytes, set[tuple[int, int]]] = {}
-    for action in done.values():
-        if action.what == flows.RESTORE:
-            scopes.setdefault(action.owner, set()).add((action.first, action.last))
-    causes, held = list[bytes](), list[tuple[bytes, int]]()
-    for flow, restored in scopes.items():
-        census = yield from _census(flow)
-        held += census.expected()
-        causes += census.failures_in(restored)
-    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in causes))
-    yield from decide_once(causes, flows.cancel_again, rules, look, locked=False, left=left)
-    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id, _ in held), MOVE_SCANS)
-    yield from decide_once(held, _give_up, rules, look, locked=False, left=left)
+    for flow in {action.owner for action in done.values() if action.what == flows.RESTORE}:
+        census = flows.Census()
+        yield from each_portion(flows.whole(flow), census.add)
+        for ids, one in ((census.failures(), flows.cancel_again), (census.in_vain(), _give_up)):
+            look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), MOVE_SCANS)
+            yield from decide_once(ids, one, rules, look, locked=False, left=left)
 
-    def one(draft: Draft, action_id: bytes) -> bool:
+    def drop(draft: Draft, action_id: bytes) -> bool:
         record = draft.seen.records[Ref(Kind.FLOW, action_id)]
         if record is not None and record.rev == revs[action_id]:
             draft.drop(record.ref)
         return True
 
     refs = [Ref(Kind.FLOW, action_id) for action_id in done]
-    yield from decide_once([*done], one, rules, Query(tuple(refs)), locked=False)
+    yield from decide_once([*done], drop, rules, Query(tuple(refs)), locked=False)
     for action_id in done:
         del revs[action_id]
     done.clear()
 
 
-def _census(flow: bytes) -> Operation[flows.Census]:
-    census, after = flows.Census(), 0
+def each_portion(scan: Scan, take: Callable[[list[Entry]], object]) -> Operation[None]:
+    """Pass the entries of a scan to `take`, in portions."""
+    after = scan.after
     while True:
-        seen: Snapshot = yield Query(scans=(flows.whole(flow, after, PORTION),))
-        census.add(seen.scans[0])
+        seen: Snapshot = yield Query(scans=(scan._replace(after=after, limit=PORTION),))
+        take(seen.scans[0])
         if len(seen.scans[0]) < PORTION:
-            return census
-        after = flows.number_of(seen.scans[0][-1]) + 1
+            return
+        after = seen.scans[0][-1].position
 
 
-def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job if its `awaits` exceeds the number of awaited jobs that may still succeed. `item` is the job's id and that number.
-    `awaits` is read after these jobs were counted, and can't rise in between."""
-    job_id, expected = item
+def _give_up(draft: Draft, job_id: bytes) -> bool:
+    """Cancel a job that awaits others in vain, unless it has changed."""
     job = draft.job(job_id)
-    if job is not None and job.status == HELD and job.header["awaits"] > expected:
+    if job is not None and job.status == HELD and job.header["awaits"] > 0:
         finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.AWAITS_IN_VAIN)
     return True
 

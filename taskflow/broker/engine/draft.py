@@ -405,6 +405,9 @@ def _draft(
         answers = draft.decide(items, one, together=together)
         if not draft.lacks:
             return draft, answers
+        if not (draft.wanted or draft.unseen):  # records may be of different moments: the steps expect the revisions of all of them
+            more: Snapshot = yield look._replace(refs=tuple(draft.missing), scans=(), groups=())
+            seen = more._replace(records=draft.seen.records | more.records, scans=draft.seen.scans, groups=draft.seen.groups)
         known |= draft.missing
         heads |= draft.unseen
         sizes.update(draft.wanted)

@@ -12,9 +12,9 @@ receives a failure like a result: its `awaits` is reduced, and it gets a note.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -35,6 +35,9 @@ CANCEL_AWAITING, RESTORE, CANCEL, FORGET, PURGE = range(5)
 cancels the jobs of a purged job's scope, which nothing can restore.
 """
 
+MAX_RETRIED: Final = 500
+"""The maximum number of retried jobs that share an action."""
+
 MAX_INLINE: Final = 1_024
 """The maximum size in bytes of a note that is read together with a job's other notes. Larger notes are read separately."""
 
@@ -46,10 +49,11 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
     `first`    the first number of the scope, which is the range of the jobs that the action may change
     `last`     the last number of the scope
-    `cause`    the job that failed, was cancelled or is retried; for CANCEL, the flow's id
+    `cause`    the job that failed or was cancelled; for CANCEL and RESTORE, the flow's id
     `reason`   why jobs are cancelled
     `failure`  the failure, in the form in which jobs that collect failures receive it
     `after`    the number of the first job that the action has not reached
+    `retried`  for RESTORE, the jobs whose failures have cancelled those to restore
     """
 
     what: int
@@ -60,6 +64,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
     failure: FailureNote = FailureNote("", "", b"")
     after: int = 0
+    retried: frozenset[bytes] = frozenset()
 
     def scan(self, limit: int) -> Scan:
         """Return a scan for the next `limit` jobs or notes that the action has not reached."""
@@ -72,8 +77,9 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def extent(self) -> tuple[int, bytes, int, int]:
-        """The kind, owner and scope. Many jobs of a flow may fail at once, so actions with the same extent are carried out together."""
-        return self.what, self.owner, self.first, self.last
+        """The kind, owner and scope. Many jobs of a flow may fail at once, so actions with the same extent are carried out together. So are
+        all that restore jobs of a flow."""
+        return (self.what, self.owner, 0, 0) if self.what == RESTORE else (self.what, self.owner, self.first, self.last)
 
 
 _INDEX: Final = {CANCEL_AWAITING: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
@@ -86,6 +92,12 @@ def number_of(entry: Entry) -> int:
     """Return the number in an entry's position: that of a job in its flow, or that of a job's input."""
     numbered: bytes = entry.position[0]
     return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
+
+
+def together(actions: Collection[Action]) -> Action:
+    """Return an action that reaches all jobs that any of these actions has to reach."""
+    first, last = min(each.first for each in actions), max(each.last for each in actions)
+    return msgspec.structs.replace(min(actions, key=lambda each: each.after), first=first, last=last)
 
 
 def action_in(action_id: bytes, record: Record | Plain | None) -> Action:
@@ -220,7 +232,9 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
     notes = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in given if tie.number is not None]
-    draft.require([*(Ref(Kind.JOB, successor) for successor, _ in given), *notes, Ref(Kind.FLOW, job.header["member"])])
+    # jobs with similar numbers share the action
+    own, restore_id = Ref(Kind.FLOW, job.header["member"]), numbered(member.flow, MAX_MEMBERS + 1 + member.number // MAX_RETRIED)
+    draft.require([*(Ref(Kind.JOB, successor) for successor, _ in given), *notes, own, Ref(Kind.FLOW, restore_id)])
     for successor, tie in given:
         waiting = draft.job(successor)
         if waiting is None or waiting.status not in (HELD, FAILED, CANCELLED):
@@ -232,7 +246,13 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
         if tie.number is not None:
             draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
     if acts and (_acts(job, member) or job.header["awaits"] > 0):
-        put(draft, job.header["member"], Action(RESTORE, member.flow, member.first, member.last, job.id))
+        new = Action(RESTORE, member.flow, member.first, member.last, member.flow, retried=frozenset((job.id,)))
+        known = action_in(restore_id, draft.plain(Kind.FLOW, restore_id))
+        if known.what == RESTORE:
+            new = msgspec.structs.replace(together([known, new]), after=0, retried=known.retried | new.retried)
+        put(draft, restore_id, new)
+        if draft.plain(*own) is not None:
+            draft.drop(own)  # the failure cancels nothing more
 
 
 def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
@@ -249,7 +269,8 @@ class Census:
     """Counts the jobs of a flow by what they await and how they ended. The caller adds the jobs in portions."""
 
     def __init__(self) -> None:
-        self._failures, self._awaited, self._held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
+        self._failures, self._waiting = dict[tuple[int, int], bytes](), list[int]()
+        self._awaited, self._held = Counter[bytes](), list[Job]()
         self._others, self._cancelled = set[bytes](), list[tuple[bytes, list[bytes]]]()
 
     def add(self, found: Sequence[Entry]) -> None:
@@ -264,31 +285,26 @@ class Census:
             self._others.add(job.id)
             if job.status != SUCCEEDED:
                 self._awaited.update(awaited_by)
+            if job.is_waiting:
+                self._waiting.append(number_of(entry))
             if job.status == HELD:
-                self._held.append(job.id)
+                self._held.append(job)
             elif job.status in (FAILED, CANCELLED) and job.sent.member is not None and _acts(job, job.sent.member):
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
-    def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """For each scope of failures that overlaps one of `scopes`, return a job that failed, or was cancelled but not by an action."""
-        apart = list[tuple[int, int]]()
-        for first, last in sorted(scopes):
-            if apart and first <= apart[-1][1]:
-                first, last = apart[-1][0], max(apart.pop()[1], last)
-            apart.append((first, last))
-        found = list[bytes]()
-        for (first, last), job_id in self._failures.items():
-            at = bisect_right(apart, (last, MAX_MEMBERS)) - 1
-            found += [job_id] if at >= 0 and apart[at][1] >= first else []
-        return found
+    def failures(self) -> list[bytes]:
+        """For each scope that has both failures and waiting jobs, return a job that failed, or was cancelled but not by an action."""
+        at, waiting = bisect_left, self._waiting
+        return [job_id for (first, last), job_id in self._failures.items() if at(waiting, first) < at(waiting, last + 1)]
 
-    def expected(self) -> list[tuple[bytes, int]]:
-        """Return the HELD jobs, each with the number of jobs that it awaits and that may still succeed. Jobs that were dropped or that
-        nothing restores are not counted. Failed jobs are counted, because their failures cancel the jobs that await them."""
+    def in_vain(self) -> list[bytes]:
+        """Return the HELD jobs whose `awaits` exceeds the number of awaited jobs that may still succeed. A job that was dropped, or that
+        nothing restores, can't. A failed job can, because its failure cancels the jobs that await it. The awaited jobs of a flow are read
+        before the one that awaits them, whose `awaits` can only have fallen in between."""
         for cause, awaited_by in self._cancelled:
             if cause in self._others:
                 self._awaited.update(awaited_by)
-        return [(job_id, self._awaited[job_id]) for job_id in self._held]
+        return [job.id for job in self._held if job.header["awaits"] > self._awaited[job.id]]
 
 
 def was_cancelled_by_flow(record: Record | None) -> bool:

@@ -364,16 +364,28 @@ flows.redo: flow_redo: a join that runs gets a second end of the same member
 + pass
 
 decisions._finish: flow_redo: a restored join waits for ever, because another failure remains
-- if action.what == flows.RESTORE:
-+ if False:
+- if action.what == flows.RESTORE
++ if False
+
+flows.Census.failures: flow_redo: a restored join waits for ever, because another failure remains
+- if at(waiting, first) < at(waiting, last + 1)
++ if False
 
 decisions._give_up: flow_redo: a restored join waits for ever for a job that was dropped
-- job.header["awaits"] > expected
+- job.header["awaits"] > 0
 + False
 
-decisions._give_up: flow_redo: a restored join is cancelled, though all jobs that it awaits exist
-- job.header["awaits"] > expected
+flows.Census.in_vain: flow_redo: a restored join is cancelled, though all jobs that it awaits exist
+- job.header["awaits"] > self._awaited[job.id]
 + True
+
+flows.redo: flow_redo: of two failures that are retried at once, one stays in force
+- known.retried | new.retried
++ new.retried
+
+flows.redo: flow_redo: of two branches that are retried at once, one is not restored
+- replace(together([known, new]),
++ replace(new,
 
 decisions._free: flow_result: a result is kept for ever, because its recipient was dropped
 - flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))
@@ -482,8 +494,9 @@ def _changed(text: str) -> Changed:
     before, after = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
     changes = list[Change]()
     for name in functions.split():
-        module, function = name.split(".")
-        changes.append(Change(import_module(f"taskflow.broker.engine.{module}"), function, before, after))
+        module, *owner, function = name.split(".")
+        found = import_module(f"taskflow.broker.engine.{module}")
+        changes.append(Change(getattr(found, owner[0]) if owner else found, function, before, after))
     return Changed(f"{functions.split()[0]}: {because}", because, tuple(changes), frozenset(breaks.split()))
 
 

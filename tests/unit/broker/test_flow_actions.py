@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
+from taskflow.app.bulk_actions import ActionResult, CallBrokerOnce, act, apply_in_portions
+from taskflow.broker.admin import View
 from taskflow.broker.engine import admin
 from taskflow.broker.engine.flows import CANCEL, CANCEL_AWAITING, FORGET, Action
 from taskflow.broker.engine.job import Sent, encode
@@ -92,6 +95,52 @@ async def test_a_cancel_counts_jobs_that_upkeep_cancels(world: World) -> None:
     client.go_on(100)
 
     assert client.result == len(flow.envelopes)
+
+
+def _counting(world: World, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return the numbers of queries, and of the records and entries that the store loads for them, from now on."""
+    assert isinstance(world.broker, MemoryBroker)
+    store, counts = world.broker._store, Counter[str]()
+    query = store.query
+
+    def counting(asked: Query) -> Snapshot:
+        seen = query(asked)
+        counts.update(queries=1, loads=len(seen.records) + sum(map(len, seen.scans)))
+        return seen
+
+    monkeypatch.setattr(store, "query", counting)
+    return counts
+
+
+async def _by_id(world: World, failures: Sequence[bytes]) -> ActionResult:
+    *_, answers = [answers async for answers in apply_in_portions(CallBrokerOnce(world.broker), "retry", failures)]
+    return ActionResult.of(answers)
+
+
+async def _by_status(world: World, _: Sequence[bytes]) -> ActionResult:
+    *_before, result = [result async for result in act(CallBrokerOnce(world.broker), "retry", View(statuses=(FAILED,)))]
+    return result
+
+
+@pytest.mark.parametrize("how", [_by_id, _by_status])
+@pytest.mark.parametrize("collects", [True, False], ids=["a-failure-a-branch", "one-failure"])
+async def test_the_cost_of_a_retry_is_in_proportion_to_the_flow(
+    monkeypatch: pytest.MonkeyPatch, collects: bool, how: Callable[[World, Sequence[bytes]], Awaitable[ActionResult]]
+) -> None:
+    """The flow is examined once, however many of its jobs are retried."""
+    monkeypatch.setattr("taskflow.app.bulk_actions.PAGE", 50)
+    costs = list[Counter[str]]()
+    for members in (700, 1_400):
+        async with World(MemoryHarness) as world:
+            flow, session = await sent(world, members=members, length=2, collects=collects), await world.a_session()
+            leases = await world.claim(session, ["0"], members if collects else 1)
+            await world.settle(*map(failed, leases))
+            counts = _counting(world, monkeypatch)
+            assert (await how(world, ids_of(leases))).changed == len(leases)
+            costs.append(counts.copy())
+            assert {*await _statuses(world, flow)} == {READY, HELD}
+    small, large = costs
+    assert all(large[name] < 2.2 * small[name] for name in ("queries", "loads")), costs
 
 
 async def _put(world: World, ref: Ref, **parts: Any) -> None:
