@@ -6,12 +6,16 @@ others may do the same. An operation that is stale, or whose process dies betwee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Final, NamedTuple
 
 import pytest
+
+from tests.support import tiers
 
 pytestmark = pytest.mark.unmeasured  # it searches a model of the engine's flows
 
@@ -236,10 +240,14 @@ def tidy(world: World) -> World:
     return world._replace(jobs=(jobs[0], jobs[1], jobs[2]), actions=actions, in_flight=in_flight, begun=len(known) - 1)
 
 
-def search(rules: Rules) -> tuple[int, bool]:
-    """Return the number of states, and whether one is broken."""
+FIRST_STATES: Final = 40_000
+"""A third of the states. Those nearest to the start show what is wrong with each of the broken rules."""
+
+
+def search(rules: Rules, max_states: int | None = None) -> tuple[int, bool]:
+    """Return the number of states, and whether one is broken. Continue from this many of them, the nearest to the start (default: all)."""
     seen, worlds = set[World](), [World()]
-    for world in worlds:
+    for world in islice(worlds, max_states):
         for each in map(tidy, successors(rules, world)):
             if is_broken(each):
                 return len(worlds), True
@@ -250,12 +258,13 @@ def search(rules: Rules) -> tuple[int, bool]:
 
 
 def test_no_order_breaks_a_flow() -> None:
-    states, found = search(Rules())
+    """The nightly run searches all 120,095 states."""
+    states, found = search(Rules(), None if os.environ.get(tiers.ALL) else FIRST_STATES)
     assert not found
-    assert states > 1_000
+    assert states > FIRST_STATES
 
 
 @pytest.mark.parametrize("rules", BROKEN, ids=lambda rules: rules.name)
 @pytest.mark.sampled(3)
 def test_broken_flows_are_found_out(rules: Rules) -> None:
-    assert search(rules)[1]
+    assert search(rules, FIRST_STATES)[1]

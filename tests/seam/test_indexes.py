@@ -159,7 +159,7 @@ _ANY_SIZE: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthChec
 
 
 @pytest.mark.parametrize("kind_of_record", KINDS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 def test_indexed__as_declared(kind: type[SeamStore], kind_of_record: int) -> None:
     """After any puts, drops and additions, scans and groups of each index are those of the declaration."""
 
