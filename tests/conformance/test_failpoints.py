@@ -42,6 +42,7 @@ def named(point: Failpoint) -> str:
 # --- lost replies ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_store
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.RAISE) for point in POINTS], ids=named)
 async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World, point: Failpoint) -> None:
     """Each operation is sent again after BrokerUnavailable, whether it took effect or not: every job is added once and ends once."""
