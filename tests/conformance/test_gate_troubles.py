@@ -181,3 +181,34 @@ async def test_gate_forgets__while_it_gets_the_slot(world: World) -> None:
         await world.cancel(second)
         assert await taken(world) == {}
     await other.close()
+
+
+# --- many jobs of another queue in front --------------------------------------------------------------------------
+
+
+async def _behind_many(world: World, queue: str) -> tuple[Envelope, Envelope]:
+    """Return a job that waits in the middle of 2,000 jobs of another queue, and the one of that queue that may pass the gate."""
+    jobs = [world.an_envelope(limits=(gate(),), queue=queue) for _ in range(2_000)]
+    served = world.an_envelope(limits=(gate(),))
+    await world.enqueue(*jobs[:1_000], served, *jobs[1_000:])
+    return served, jobs[0]
+
+
+async def test_gate_paused__behind_thousands(world: World) -> None:
+    """A job of another queue gets the slot that becomes free, although it waits behind many jobs of a paused queue."""
+    served, first = await _behind_many(world, "paused")
+    [lease] = await world.claim(await world.a_session(), ["paused"])
+    assert lease.envelope.id == first.id
+    await world.broker.admin.pause("paused")
+    await world.settle(ended(lease))
+    for _ in range(3):
+        await world.upkeep()
+    assert await world.status(served) is Status.READY
+
+
+async def test_gate_taken_back__behind_thousands(world: World) -> None:
+    """A job of another queue gets the slot, although it waits between many jobs of a queue without a worker."""
+    served, first = await _behind_many(world, "unserved")
+    assert await world.status(first) is Status.READY
+    await world.pass_time(5.1)
+    assert await world.status(served) is Status.READY

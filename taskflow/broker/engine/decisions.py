@@ -163,11 +163,24 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
     if not crowded:
         return 0
     refs |= {Ref(Kind.JOB, job.id) for job in jobs}
-    ids, taken_back, size = [job.id for job in jobs], 0, max(1, gates.MAX_TRIED // len(crowded))
-    for each in (size, -size):  # if the first waiting jobs all belong to this queue, jobs of others are probably at the end
-        foreseen = Foreseen(dict.fromkeys(crowded, each))
-        taken_back = taken_back or sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
+    ids, foreseen = [job.id for job in jobs], Foreseen(dict.fromkeys(crowded, max(1, gates.MAX_TRIED // len(crowded))))
+    taken_back = sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
+    if not taken_back and (after := (yield from _before_others(queue, crowded))):  # many jobs of this queue wait in front of the others
+        foreseen = foreseen._replace(after=after)
+        taken_back = sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
     return taken_back
+
+
+def _before_others(queue: str, gate_ids: Sequence[bytes]) -> Operation[dict[bytes, Position]]:
+    """Find jobs of other queues that wait at these gates, among the first SCHEDULED jobs of each queue. Return the positions before the
+    first ones."""
+    scheduled: Snapshot = yield Query(groups=(("scheduled", ()),))
+    others = [group.prefix[0] for group in scheduled.groups[0] if group.prefix[0] != queue][: gates.MAX_TRIED]
+    size = 4 * gates.MAX_TRIED // max(1, len(others))
+    seen: Snapshot = yield Query(scans=tuple([Scan("scheduled", size, (name,)) for name in others]))
+    found = [entry.record.header for entries in seen.scans for entry in entries if entry.record is not None]
+    at = [(each["gate"], -each["priority"], each["due_at"], each["seq"] - 1) for each in found if each["gate"] in gate_ids]
+    return {position[0]: position for position in sorted(at, reverse=True)}
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------

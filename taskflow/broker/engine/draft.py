@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.records import Kind, Position
 from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
@@ -51,16 +51,18 @@ class Missing(Exception):
 class Foreseen(NamedTuple):
     """Facts that are known in advance, so that decisions need no second query.
 
-    `waiting`  for each gate, how many of its waiting jobs the decisions will probably need; if negative, how many of the last ones
+    `waiting`  for each gate, how many of its waiting jobs the decisions will probably need
     `paused`   the ids of the paused queues, or None if they aren't known. If a pause begins in the meantime, it takes the slots back
     `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
     `seen`     the answer to the first query, if the caller has made it
+    `after`    for a gate whose first waiting jobs don't matter, the position after which the others begin
     """
 
     waiting: Mapping[bytes, int] = {}
     paused: frozenset[bytes] | None = None
     heads: frozenset[Scan] = frozenset()
     seen: Snapshot | None = None
+    after: Mapping[bytes, Position] = {}
 
 
 class Left:
@@ -130,10 +132,10 @@ class Draft:
         found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
         self._heads = {scan: entries for scan, entries in found.items() if not scan.with_records}
         scans = [scan for scan in scans if scan.with_records]
-        self._waiting = {scan.prefix[0]: deque(reversed(found[scan]) if scan.backwards else found[scan]) for scan in scans}
+        self._waiting = {scan.prefix[0]: deque(found[scan]) for scan in scans}
         for entries in self._waiting.values():
             self._stored.update({entry.ref: entry.record for entry in entries})
-        self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
+        self.has_seen_all = {scan.prefix[0] for scan in scans if scan.after is None and len(self._waiting[scan.prefix[0]]) < scan.limit}
         """The gates whose waiting jobs were all loaded."""
         self.part = Part()
         self._parts = list[Part]()
@@ -399,7 +401,7 @@ def _draft(
     `sizes` maps each gate to how many waiting jobs to read there, and `heads` are the scans for the first jobs of lines."""
     seen = foreseen.seen
     for _ in range(MAX_CHAIN):
-        scans = [*(Scan("gated", abs(size), (gate,), backwards=size < 0) for gate, size in sizes.items()), *heads]
+        scans = [*(Scan("gated", size, (gate,), foreseen.after.get(gate)) for gate, size in sizes.items()), *heads]
         draft = Draft(seen or (yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
         draft.paused, seen = foreseen.paused, None
         answers = draft.decide(items, one, together=together)
