@@ -58,6 +58,7 @@ class Limits:
 
     async def set(self, limit: Limit | JobType[Any] | str, key: object, n: int | None, *, by: str | None = None, reason: str = "") -> None:
         """Set the number of a limit for one value of its key, in place of the declared number. Jobs that can pass now become ready.
+        A rate opens if a `RateLimited` has closed it, and the jobs that wait for it get new times.
 
         `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares or `list` returns
         `key`    the value of its key; None if the limit has none

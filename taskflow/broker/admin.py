@@ -329,7 +329,8 @@ class Admin(Protocol):
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
         """Set the number of a gate, overriding the senders' numbers. Jobs that can now pass become READY. If `is_set` is False, the number
-        that the next sender declares applies. [admin_set_limit]"""
+        that the next sender declares applies. A rate opens, whatever closed it: the jobs that wait for it get new times, in their order.
+        [admin_set_limit]"""
         ...
 
     async def metrics(self) -> Metrics:

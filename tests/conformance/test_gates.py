@@ -689,6 +689,31 @@ async def test_admin_set_limit__no_more(world: World) -> None:
     assert await world.status(job) is Status.READY
 
 
+@pytest.mark.parametrize("is_set", [True, False])
+async def test_admin_set_limit__opens_a_rate(world: World, is_set: bool) -> None:
+    """A rate that was closed for too long opens. Jobs that wait for it keep their order, and come at the new pace."""
+    lease = await run_of(world, await world.add(limits=(rate(6),)))
+    waiting = [await world.add(limits=(rate(6),)) for _ in range(3)]
+    other = await world.add(limits=(rate(6, limit="other"),), after=30.0)
+    await world.settle(settlement(lease, Snoozed(3_600.0, closes=True)))
+    await world.pass_time(30.0)
+    assert await due_in(world, *waiting) == [3_570.0, 3_580.0, 3_590.0]
+    await world.broker.admin.set_limit(rate(12), is_set=is_set)
+    assert await due_in(world, *waiting) == [5.0, 10.0, 15.0]
+    [found] = await world.broker.admin.limits("limit")
+    assert (found.n, found.is_set, found.closed_for) == (12, is_set, 0.0)
+    assert await world.status(other) is Status.READY
+    await world.pass_time(5.0)
+    assert await statuses(world, *waiting) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+
+
+async def test_admin_set_limit__keeps_a_rate(world: World) -> None:
+    """Jobs that have just started count, so that no more start than the rate allows."""
+    jobs = [await world.add(limits=(rate(6, burst=2),)) for _ in range(5)]
+    await world.broker.admin.set_limit(rate(6, burst=2), is_set=True)
+    assert await due_in(world, *jobs[2:]) == [10.0, 20.0, 30.0]
+
+
 async def test_admin_rebuild__slots(world: World) -> None:
     """Slots that no job holds, because another program removed the jobs, are freed."""
     job = await limited(world)

@@ -9,16 +9,17 @@ from typing import Final
 
 from taskflow.broker.admin import LimitedJob, LimitRecord
 from taskflow.broker.engine import gates
-from taskflow.broker.engine.decisions import decide
+from taskflow.broker.engine.decisions import decide, each_portion
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.moves import MOVE_SCANS
-from taskflow.broker.engine.records import RUNNING, Flag, Kind, Position
-from taskflow.broker.engine.seam import Entry, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.moves import MOVE_SCANS, enter
+from taskflow.broker.engine.records import RUNNING, SCHEDULED, Flag, Kind, Position
+from taskflow.broker.engine.seam import NOW, Entry, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.clock import to_seconds
 from taskflow.model.ids import id_text
-from taskflow.model.limits import Gate, earliest
+from taskflow.model.limits import Gate, earliest, interval
 from taskflow.model.rules import Rules
+from taskflow.model.transitions import Event
 
 MAX_LISTED: Final = 10_000
 MAX_COUNTED: Final = 1_000
@@ -112,14 +113,41 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
     """Set a gate's number to `gate.most`. With `is_set`, this overrides the numbers that senders declare; otherwise they may change it.
-    Jobs that can now pass the gate become READY."""
+    Jobs that can now pass the gate become READY. A rate opens if it was closed, and the jobs that wait for it get new times."""
 
     def one(draft: Draft, gate: Gate) -> None:
         record = gates.record_of(draft, gate)
         record.header["is_set"], record.header["most"] = int(is_set), gate.most
+        if record.header["tat"] is not None and gate.per:  # the jobs that have started may have used all of its burst
+            record.header["closed_until"], latest = None, draft.now + gate.burst * interval(gate)
+            record.header["tat"] = min(record.header["tat"], latest)
         gates.put(draft, record)
 
     yield from decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
+    if gate.per:
+        yield from _pay_anew(gate.id, rules)
+
+
+def _pay_anew(gate_id: bytes, rules: Rules) -> Operation[None]:
+    """Let the jobs that wait for a rate pay again, in their order."""
+
+    def one(draft: Draft, ref: Ref) -> bool:
+        job = draft.job(ref.id)
+        if job is None or job.status != SCHEDULED or job.state.paid != gate_id:
+            return False
+        job.header["due_at"], job.state.paid = NOW, None
+        enter(draft, job, Event.DUE)
+        return True
+
+    found = list[Ref]()
+
+    def find(entries: Sequence[Entry]) -> None:
+        found.extend(entry.ref for entry in entries if entry.record is not None and Job.of_record(entry.record).state.paid == gate_id)
+
+    yield from each_portion(Scan("to_admit", AT_ONCE), find)
+    for first in range(0, len(found), AT_ONCE):
+        refs = found[first : first + AT_ONCE]
+        yield from decide(refs, one, rules, [*refs, Ref(Kind.GATE, gate_id)], scans=MOVE_SCANS, locked=False)
 
 
 # --- after another program has changed records --------------------------------------------------------------------

@@ -311,6 +311,10 @@ limits.set_number: admin_set_limit: a number that an operator sets has no effect
 - int(is_set), gate.most
 + int(is_set), record.header["most"]
 
+limits._pay_anew: admin_set_limit: jobs keep the times that a closed rate gave them
+- enter(draft, job, Event.DUE)
++ pass
+
 flows.end: flow_collects: a join starts before its last member has ended, because one was counted twice
 - draft.add(Ref(Kind.JOB, successor), "awaits", -1)
 + draft.add(Ref(Kind.JOB, successor), "awaits", -2)
