@@ -34,6 +34,8 @@ PEER_FLOWS: Final = 5
 CONCURRENCY: Final = 100
 PLAIN: Final = "plain jobs"
 CALL_INTERVAL: Final = 0.005
+RUN_TIME: Final = 0.05
+"""The seconds for which each job of a flow runs that is cancelled beside a busy worker."""
 
 new_id: Final = IdFactory()
 
@@ -61,6 +63,13 @@ async def member(number: int) -> int:
     return number
 
 
+@job(name="benchmarks.slow_member")
+async def slow_member(number: int) -> int:
+    Ends.members += 1
+    await asyncio.sleep(RUN_TIME)
+    return number
+
+
 @job(name="benchmarks.join")
 async def join(numbers: list[int]) -> int:
     Ends.joins.append(time.monotonic() - Ends.last)
@@ -68,12 +77,12 @@ async def join(numbers: list[int]) -> int:
     return len(numbers)
 
 
-def a_group(size: int) -> list[Envelope]:
+def a_group(size: int, name: str = member.name) -> list[Envelope]:
     flow, join_id = new_id(), new_id()
     members = [
         Envelope(
             id=new_id(),
-            job=member.name,
+            job=name,
             payload=_payload(number),
             member=Member(flow, number, 0, size),
             joins=(join_id,),
@@ -126,7 +135,9 @@ def _rows(
     drains = f"{name}: a group of {JOBS:,} drains"
     rows = in_turn(drains, options.repeats, measured(_group), measured(_plain), groups, part=f"{name}, drain", beside=PLAIN)
     rows += in_turn(f"{name}: the join of a group of {SMALL}", options.repeats, measured(_joins), peers=joins, part=f"{name}, join")
-    rows += in_turn(f"{name}: a flow of {JOBS:,} is cancelled", options.repeats, measured(_cancel), part=f"{name}, cancel")
+    rows += in_turn(
+        f"{name}: a flow of {JOBS:,} is cancelled beside a busy worker", options.repeats, measured(_cancel), part=f"{name}, cancel"
+    )
     if name != "memory":
         rows += in_turn(f"{name}: others send while a flow of {JOBS:,} is sent", options.repeats, measured(_beside), part=f"{name}, beside")
     return rows
@@ -174,16 +185,22 @@ def _cancel(url: str) -> Measured:
 
 
 async def _cancelled(url: str) -> Measured:
+    """Cancel a flow while a worker of this process runs its jobs. `started after` counts the jobs that start once the call has returned."""
+    Ends.begin()
     async with using(url) as broker:
-        envelopes = a_group(JOBS)
+        envelopes = a_group(JOBS, slow_member.name)
         began = time.monotonic()
         await broker.enqueue(envelopes)
         sent = time.monotonic() - began
         place = envelopes[0].member
         assert place is not None
-        began = time.monotonic()
-        await broker.admin.cancel_flow(place.flow)
-        return {"cancelled in s": time.monotonic() - began, "sent in s": sent}
+        async with Worker(options=_quiet()):
+            await asyncio.sleep(10 * RUN_TIME)
+            began = time.monotonic()
+            await broker.admin.cancel_flow(place.flow)
+            took, started = time.monotonic() - began, Ends.members
+            await asyncio.sleep(10 * RUN_TIME)
+            return {"cancelled in s": took, "started after": float(Ends.members - started), "sent in s": sent}
 
 
 def _beside(url: str) -> Measured:

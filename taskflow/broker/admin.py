@@ -228,7 +228,8 @@ class Admin(Protocol):
     async def cancel_flow(self, flow: bytes) -> int:
         """Cancel the waiting jobs of a flow, and ask the running ones to stop. Return the number of these jobs.
 
-        After this call, no job of the flow starts unless an operator retries it. If the caller dies, upkeep cancels the rest. [flow_cancel]
+        After this call, no job of the flow starts unless an operator retries it. If the caller dies, upkeep cancels the rest a few seconds
+        later. [flow_cancel]
         """
         ...
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from taskflow.broker import topics
 from taskflow.broker.engine import flows, gates
 from taskflow.broker.engine.draft import Draft, Foreseen, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job
@@ -117,7 +116,7 @@ def _free(draft: Draft, job_id: bytes) -> bool:
     meantime, its revision changes, and the release is decided again. If the job is locked, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
-        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # the job no longer exists, but has received a result
+        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id), leaves=True)  # the job no longer exists, but has received a result
     elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release_job(draft, job)
     return True
@@ -192,8 +191,9 @@ def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[Non
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
 
-    yield from decide_once([action_id], one, rules, Query((Ref(Kind.FLOW, action_id),)))
-    yield from carry_on({action_id: action}, rules, MAX_LOOKED_AT)
+    left = Left()
+    yield from decide_once([action_id], one, rules, Query((Ref(Kind.FLOW, action_id),)), left=left)
+    yield from follow(left, rules, most=MAX_LOOKED_AT)
 
 
 def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
@@ -205,7 +205,8 @@ def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Ope
 
 
 def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    number, revs, held_up, done = 0, dict[bytes, Rev](), set[bytes](), dict[bytes, flows.Action]()
+    number, revs, held_up = 0, dict[bytes, Rev](), set[bytes]()
+    done, blocked = dict[bytes, flows.Action](), dict[bytes, flows.Action]()
     while number < most and (left.actions or done):
         if not left.actions:
             yield from _finish(done, revs, left, rules)
@@ -230,11 +231,12 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
             for action_id, action in group.items():
                 if len(entries) == size:
                     left.actions[action_id] = action.behind(entries[-1])
-                elif left.actions.pop(action_id) and action_id not in held_up:  # the next upkeep repeats an action that was held up
-                    done[action_id] = action
+                else:  # the next upkeep repeats an action that was held up
+                    (blocked if action_id in held_up else done)[action_id] = left.actions.pop(action_id)
         number += len(items)
     yield from _finish(done, revs, left, rules)
-    if remaining := [(action_id, action) for action_id, action in left.actions.items() if action_id not in held_up]:
+    remaining = [each for each in left.actions.items() if each[0] not in held_up]
+    if remaining := [*remaining, *((each, action.from_start()) for each, action in blocked.items() if action.begun)]:
         refs = {Ref(Kind.FLOW, action_id) for action_id, _ in remaining}
         yield from decide_once(remaining, _put_off, rules, Query(tuple(refs)), locked=None)
     return number, bool(held_up)
@@ -347,5 +349,4 @@ def _give_up(draft: Draft, job_id: bytes) -> bool:
 def _put_off(draft: Draft, item: tuple[bytes, flows.Action]) -> None:
     """Unless an action was replaced, store how far it has got, so that upkeep continues there."""
     if flows.is_current(draft, *item):
-        flows.put(draft, *item)
-        draft.wake(topics.DUE)
+        flows.put(draft, *item, leaves=True)

@@ -35,6 +35,9 @@ CANCEL_AWAITING, RESTORE, CANCEL, FORGET, PURGE = range(5)
 cancels the jobs of a purged job's scope, which nothing can restore.
 """
 
+CARRY_OUT_TIMEOUT: Final = 5_000_000
+"""The microseconds for which upkeep leaves an action to the operation that has begun it."""
+
 MAX_RETRIED: Final = 500
 """The maximum number of retried jobs that share an action."""
 
@@ -52,7 +55,9 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     `cause`    the job that failed or was cancelled; for CANCEL and RESTORE, the flow's id
     `reason`   why jobs are cancelled
     `failure`  the failure, in the form in which jobs that collect failures receive it
-    `after`    the number of the first job that the action has not reached
+    `after`    how far the action has got: the first number that it has not reached or, if it cancels jobs, how many numbers it has
+               passed, beginning with `last`
+    `begun`    when an operation has begun to carry it out, in microseconds; 0 if it's left to upkeep
     `retried`  for RESTORE, the jobs whose failures have cancelled those to restore
     """
 
@@ -64,16 +69,31 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
     failure: FailureNote = FailureNote("", "", b"")
     after: int = 0
+    begun: int = 0
     retried: frozenset[bytes] = frozenset()
 
     def scan(self, limit: int) -> Scan:
-        """Return a scan for the next `limit` jobs or notes that the action has not reached."""
-        after, until = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
-        return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,))
+        """Return a scan for the next `limit` jobs or notes that the action has not reached. To cancel jobs, it begins with the last one,
+        because workers begin with the first."""
+        first, last = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
+        if self.what in (RESTORE, FORGET):
+            return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else first,), until=(last,))
+        after, until = numbered(self.owner, self.last + 1 - self.after), numbered(self.owner, self.first)
+        return Scan(_INDEX[self.what], limit, after=(after,), until=(until,), backwards=True)
 
     def behind(self, last: Entry) -> Action:
         """Return the part of the action that remains after this entry."""
-        return msgspec.structs.replace(self, after=number_of(last) + 1)
+        number = number_of(last)
+        return msgspec.structs.replace(self, after=number + 1 if self.what in (RESTORE, FORGET) else self.last + 1 - number)
+
+    def from_start(self) -> Action:
+        return msgspec.structs.replace(self, after=0)
+
+    def is_left_in(self, now: int) -> int:
+        """Return the microseconds after which upkeep carries the action out, because the operation that has begun it may have died. Until
+        then, the two would be in each other's way."""
+        passed = now - self.begun
+        return CARRY_OUT_TIMEOUT - passed if 0 <= passed < CARRY_OUT_TIMEOUT else 0
 
     @property
     def extent(self) -> tuple[int, bytes, int, int]:
@@ -121,11 +141,16 @@ def is_current(draft: Draft, action_id: bytes, action: Action) -> bool:
     return (current.what, current.cause) == (action.what, action.cause)
 
 
-def put(draft: Draft, action_id: bytes, action: Action) -> None:
+def put(draft: Draft, action_id: bytes, action: Action, *, leaves: bool = False) -> None:
+    """Store an action. With `leaves`, upkeep carries it out, otherwise this operation."""
     record = draft.plain(Kind.FLOW, action_id) or Plain(Ref(Kind.FLOW, action_id), {})
+    action = msgspec.structs.replace(action, begun=0 if leaves else draft.now)
     record.state = _encode(action)
     draft.put(record)
-    draft.actions[action_id] = action
+    if leaves:
+        draft.wake(topics.DUE)
+    else:
+        draft.actions[action_id] = action
 
 
 # --- the end of a job -----------------------------------------------------------------------------------------
@@ -203,9 +228,7 @@ def drop_notes(draft: Draft, job: Job) -> None:
         if draft.plain(*ref) is not None:
             draft.drop(ref)
     if not refs and job.has(Flag.NOTED):  # upkeep drops them, so that the settlements queued behind this one don't have to wait
-        put(draft, job.id, Action(FORGET, job.id))
-        del draft.actions[job.id]
-        draft.wake(topics.DUE)
+        put(draft, job.id, Action(FORGET, job.id), leaves=True)
 
 
 def _failure_of(job: Job) -> FailureNote:

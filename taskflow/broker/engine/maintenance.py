@@ -55,8 +55,9 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     if opened:
         readied += yield from fill({entry.ref.id for entry in opened}, rules)
     is_held_up = False
-    if begun and left > 0:
-        acted, is_held_up = yield from carry_on(flows.actions_in(begun), rules, left)
+    actions = {action_id: action for action_id, action in flows.actions_in(begun).items() if not action.is_left_in(seen.now)}
+    if actions and left > 0:
+        acted, is_held_up = yield from carry_on(actions, rules, left)
         left -= acted
     for entry in paused:
         left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
@@ -77,7 +78,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
     offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a dead session's may be due
-    has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
+    has_moved = bool(suspects or dying or actions or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
         seen = yield Query((OUTAGE,), _scans(1, only_next=True))
@@ -264,8 +265,9 @@ def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool
     earlier if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction blocks some arrivals, and `acts` is
     False if one blocks an action on a flow."""
     offered, living, _, _, _, _, to_admit, opened, _, _, begun, *_ = seen.scans[_OFFERED:]
-    if is_cut_off or opened or (begun and acts) or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
+    if is_cut_off or opened or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, to_admit) if entries]
+    waits += [to_seconds(action.is_left_in(seen.now)) for action in flows.actions_in(begun if acts else ()).values()]
     waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]
     return max(0.0, min(waits))

@@ -12,7 +12,7 @@ import pytest
 from taskflow.app.bulk_actions import ActionResult, CallBrokerOnce, act, apply_in_portions
 from taskflow.broker.admin import View
 from taskflow.broker.engine import admin
-from taskflow.broker.engine.flows import CANCEL, CANCEL_AWAITING, FORGET, Action
+from taskflow.broker.engine.flows import CANCEL, CANCEL_AWAITING, CARRY_OUT_TIMEOUT, FORGET, Action
 from taskflow.broker.engine.job import Sent, encode
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Operation, Put, Query, Ref, Scan, Snapshot, Step
@@ -85,11 +85,25 @@ async def test_a_job_that_a_worker_claims_meanwhile_holds_up_no_other(world: Wor
     assert {*statuses.values()} == {CANCELLED}
 
 
+async def test_a_cancel_begins_with_the_jobs_that_workers_reach_last(world: World) -> None:
+    """Claims begin with the first jobs, so the two seldom meet."""
+    flow = await sent(world, members=700)
+    client = _Client(world, admin.cancel_flow(flow.id, world.rules))
+    client.go_on(COUNTING + 4)  # it has cancelled the first portion
+
+    statuses = await _statuses(world, flow)
+    assert {*statuses[:201]} == {READY}
+    assert {*statuses[201:]} == {CANCELLED}
+
+
 async def test_a_cancel_counts_jobs_that_upkeep_cancels(world: World) -> None:
-    """A worker's upkeep carries the action out as soon as it is stored."""
+    """If the client is slow, a worker's upkeep carries the action out. Before, it leaves the action to the client."""
     flow = await sent(world, members=700)
     client = _Client(world, admin.cancel_flow(flow.id, world.rules))
     client.go_on(COUNTING + 2)  # the action is stored
+    assert 0.0 < (await world.upkeep()).next_in <= CARRY_OUT_TIMEOUT / 1e6
+    assert CANCELLED not in await _statuses(world, flow)
+    await world.pass_time(CARRY_OUT_TIMEOUT / 1e6)
     await world.upkeep()
     assert {*await _statuses(world, flow)} == {CANCELLED}
     client.go_on(100)
