@@ -720,11 +720,18 @@ async def test_admin_rebuild__slots(world: World) -> None:
     waiting, other = await limited(world), await limited(world, limit="other")
     await world.broker.admin.set_limit(gate(1), is_set=True)
     engine: Any = world.broker
+    assert "limits" not in await _problems(world)
     await engine.run(lose(job.id, world.rules))
     assert await world.status(waiting) is Status.SCHEDULED
+    assert "limits" in await _problems(world)
     rebuilt = await world.broker.admin.rebuild()
     assert rebuilt.corrected.get("slots of limits") == 1
     assert await statuses(world, waiting, other) == [Status.READY] * 2
+    assert "limits" not in await _problems(world)
+
+
+async def _problems(world: World) -> list[str]:
+    return [found.topic for found in await world.broker.admin.examine() if found.level == "problem"]
 
 
 def lose(job_id: bytes, rules: Rules) -> Operation[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,7 +18,7 @@ from taskflow.broker.protocol import Added, Notes, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.errors import BrokerRefused
+from taskflow.model.errors import BrokerError, BrokerRefused
 from taskflow.model.limits import Gate
 from taskflow.model.measures import MeasuresRecord
 from taskflow.model.printable import one_line
@@ -187,7 +188,13 @@ class EngineAdmin:
         return await self._run(history.read(since, until))
 
     async def examine(self) -> list[Finding]:
-        return await self._broker.examine()
+        findings = await self._broker.examine()
+        with contextlib.suppress(BrokerError):  # the findings or the next commands show why
+            wrong = await self._run(limits.miscounted())
+            if wrong and (wrong := wrong & await self._run(limits.miscounted())):  # a difference that stays isn't a change in progress
+                says = f"{len(wrong):,} count slots that no job holds, or too few: stop the workers, and run `taskflow doctor --rebuild`"
+                findings.append(Finding("limits", "problem", says))
+        return findings
 
     async def rebuild(self) -> Rebuilt:
         self._broker.rebuilds = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from taskflow.broker.admin import LimitedJob, LimitRecord
@@ -84,7 +84,7 @@ def _of_job(job_id: bytes) -> Operation[Found]:
     return [(each, gates.in_force(each, gate)) for each, gate in plain]
 
 
-def _jobs(entries: Sequence[Entry]) -> list[Job]:
+def _jobs(entries: Iterable[Entry]) -> list[Job]:
     return [Job.of_record(entry.record) for entry in entries if entry.record is not None]
 
 
@@ -153,17 +153,37 @@ def _pay_anew(gate_id: bytes, rules: Rules) -> Operation[None]:
 # --- after another program has changed records --------------------------------------------------------------------
 
 AT_ONCE: Final = 500
+MAX_COMPARED: Final = 5_000
+
+
+def miscounted() -> Operation[set[tuple[bytes, int]]]:
+    """Return the gates whose number of taken slots is wrong, each with the difference. While other clients change records, some gates may
+    only seem wrong. If there are too many gates, or jobs that hold slots, return none."""
+    seen: Snapshot = yield Query(scans=tuple([Scan(index, MAX_COMPARED) for index in ("gates", *HOLDERS)]))
+    if MAX_COMPARED in map(len, seen.scans):
+        return set()
+    held = Counter(_slots_of(itertools.chain(*seen.scans[1:])))
+    found = [(entry.ref.id, entry.record.header["taken"] - held[entry.ref.id]) for entry in seen.scans[0] if entry.record is not None]
+    return {(gate_id, difference) for gate_id, difference in found if difference}
+
+
+HOLDERS: Final = ("holding", "leases")
+"""The indexes that contain the jobs which hold slots."""
+
+
+def _slots_of(entries: Iterable[Entry]) -> Iterator[bytes]:
+    for job in _jobs(entries):
+        yield from [gate.id for gate in job.limits if job.has(Flag.LIMITED) and not gate.per]
 
 
 def recount(rules: Rules) -> Operation[int]:
     """Correct each gate's number of taken slots, and return how many gates were wrong. No worker may be running."""
     held = Counter[bytes]()
-    for index in ("holding", "leases"):
+    for index in HOLDERS:
         after: Position | None = None
         while True:
             seen: Snapshot = yield Query(scans=(Scan(index, AT_ONCE, after=after),))
-            jobs = [entry.record for entry in seen.scans[0] if entry.record is not None]
-            held.update(gate.id for record in jobs for gate in Job.of_record(record).limits if record.header["flags"] & Flag.LIMITED)
+            held.update(_slots_of(seen.scans[0]))
             if len(seen.scans[0]) < AT_ONCE:
                 break
             after = seen.scans[0][-1].position
