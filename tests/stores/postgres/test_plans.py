@@ -70,7 +70,7 @@ def is_free(read: Read) -> bool:
 
 
 @pytest.mark.parametrize("planned", ["when full", "when analyzed", "when empty", "when emptied"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 async def test_every_function_reads_by_index(store: Store, planned: str) -> None:
     """The plans are kept, and some are made at the worst moment: the server knows that the tables are empty, and then they are filled."""
     connection = store.connection
