@@ -181,7 +181,7 @@ BEGIN
         ) AS r CROSS JOIN LATERAL (
             SELECT array_agg(tid) AS tids, count(*) AS number, coalesce(bool_and(is_simple), true) AS are_simple FROM (
                 SELECT ctid AS tid, status = S.SCHEDULED AND flags & (@FAIR | @MANY_GATES) = 0 AND state IS NULL
-                    AND (SELECT true FROM @.queues WHERE id = @.utf8(jobs.queue) OFFSET 0) IS NULL AS is_simple
+                    AND (SELECT true FROM @.queues WHERE id = pg_catalog.convert_to(jobs.queue, 'UTF8') OFFSET 0) IS NULL AS is_simple
                 FROM @.jobs WHERE gate >= given.gate AND gate <= given.gate AND gate IS NOT NULL
                 ORDER BY gate, (-priority), due_at, seq
                 LIMIT CASE WHEN r.has_waiting = 0 THEN 0 ELSE least(given.number, greatest(0, r.most - r.taken + given.number)) END
