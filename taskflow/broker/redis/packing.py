@@ -124,8 +124,7 @@ def _from_sent(sent: bytes) -> dict[str, Any]:
     extras = _NOTHING if its.extras is None else unpack_extras(its.extras)
     if its.member is not None:
         check_member(its.member, its.joined, its.ties)
-        return {**extras, "key": its.key, **in_flow(its)}
-    return extras if its.key is None and not its.limits else {**extras, "key": its.key, "limits": its.limits}
+    return {**extras, "key": its.key, "limits": its.limits, **in_flow(its)}
 
 
 _BIAS: Final = 1 << 63
