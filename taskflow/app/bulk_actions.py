@@ -19,6 +19,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.audit import Action
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.flow import MAX_MEMBERS
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, shown
@@ -213,9 +214,9 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
 
 
 async def apply_in_portions(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> AsyncIterator[list[str]]:
-    """Act on jobs by id, in portions. Yield the answers so far after each portion. A retry is one portion, because each call that retries
-    jobs of a flow examines the whole flow."""
-    answers, size = list[str](), max(1, len(ids)) if action == "retry" else PAGE
+    """Act on jobs by id, in portions. Yield the answers so far after each portion. The portions of a retry are as large as flows, because
+    each call that retries jobs of a flow examines the whole flow."""
+    answers, size = list[str](), MAX_MEMBERS if action == "retry" else PAGE
     for first in range(0, len(ids), size):
         answers += await apply(call, action, ids[first : first + size])
         yield answers

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
@@ -20,6 +20,9 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.record import Record
+
+if TYPE_CHECKING:
+    from taskflow.app.bulk_actions import CallBroker
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -222,6 +225,10 @@ class LoopClient:
     async def call_on_flow(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
         """Like `call`, but with enough time for an operation on all jobs of a large flow."""
         return await retry_within(lambda: operation(self.broker), max(self._timeout, MAX_FLOW_TIMEOUT))
+
+    def call_for(self, action: str) -> CallBroker:
+        """Return the method that calls the operations of an operator's action. A retry takes whole flows at a time."""
+        return self.call_on_flow if action == "retry" else self.call
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
         order = sorted(range(len(envelopes)), key=lambda index: envelopes[index].key or b"")

@@ -336,7 +336,7 @@ class Operate:
         check_operator(by, reason)
         which = {name: value for name, value in options.items() if name not in ("everything", "dry_run", "by", "reason")}
         method = action.replace("-", "_")
-        call, view = default_app().client().call, view_of(method, cast(JobSelection, which))
+        call, view = default_app().client().call_for(action), view_of(method, cast(JobSelection, which))
         selects = view != View()
         if len([way for way in (ids, selects, everything) if way]) > 1:
             raise ValueError(f"operate.{method}() got more than one of ids, a selection and everything=True: pass only one")

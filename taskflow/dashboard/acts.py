@@ -156,7 +156,7 @@ class StartedAction:
         await asyncio.wait([self.task], timeout=patience)
 
     async def _run(self, reason: str) -> None:
-        target, by, broker = self.target, self.by, default_app().client().call
+        target, by, broker = self.target, self.by, default_app().client().call_for(self.target.action)
         try:
             if target.in_stages:
                 which = {"group": target.group, **selection(target.view)}

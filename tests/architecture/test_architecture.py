@@ -42,15 +42,15 @@ BUDGETS = {
     "taskflow/broker/redis": 5_395,
     "taskflow/broker/postgres": 6_045,
     "taskflow/broker": 24_645,
-    "taskflow/app": 8_085,
+    "taskflow/app": 8_090,
     "taskflow/worker": 7_130,
     "taskflow/cli": 4_755,
     "taskflow/testing": 1_045,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 56_180,
-    "tests": 77_040,
+    "taskflow": 56_185,
+    "tests": 77_065,
 }
 
 

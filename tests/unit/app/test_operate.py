@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +12,25 @@ import pytest
 from msgspec.structs import replace
 
 import taskflow
-from taskflow import ActionResult, Every, FailureGroup, InvalidJobId, JobHandle, QueueInfo, Status, WorkerInfo, enqueue, operate, schedules
+from taskflow import (
+    ActionResult,
+    Every,
+    FailureGroup,
+    InvalidJobId,
+    JobHandle,
+    QueueInfo,
+    Status,
+    WorkerInfo,
+    configure,
+    enqueue,
+    operate,
+    schedules,
+)
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import JobSelection, this_operator
-from taskflow.broker.admin import View
+from taskflow.broker.admin import Redone, View
+from taskflow.broker.engine.broker import EngineAdmin
 from taskflow.model.clock import instant_of
 from taskflow.model.session import Session
 from tests.unit.app.bench import Bench
@@ -159,6 +173,21 @@ async def test_the_failed_jobs_of_an_import_are_retried(bench: Bench) -> None:
     assert await operate.retry(tag="import:42") == ActionResult(changed=1)
     assert await handles["failed"].status() is Status.READY
     assert await ids(tag="import:42", status="ready") == newest_first(handles, "ready", "failed")
+
+
+async def test_a_retry_has_enough_time_for_a_large_flow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of a flow are retried in one call, which may take longer than other calls."""
+    retry = EngineAdmin.retry
+
+    async def slow(admin: EngineAdmin, ids: Sequence[bytes]) -> list[Redone]:
+        await asyncio.sleep(0.3)
+        return await retry(admin, ids)
+
+    handles = await an_import(bench)
+    monkeypatch.setattr(EngineAdmin, "retry", slow)
+    configure(enqueue_timeout=0.1)
+    assert await operate.retry(tag="import:42") == ActionResult(changed=1)
+    assert await handles["failed"].status() is Status.READY
 
 
 async def test_scheduled_jobs_run_now(bench: Bench) -> None:
