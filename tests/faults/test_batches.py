@@ -64,7 +64,8 @@ def test_jobs_of_a_killed_worker_are_gathered_again(shell: Shell, moment: str, j
     killed(first)
     shell.write("release", "")
     second = a_worker(shell)
-    until(lambda: shell.counts() == Counter(succeeded=9, running=1))
+    # The retry of 7 waits for others, or runs at once if it comes while the suspects are still tried.
+    until(lambda: shell.counts() in (Counter(succeeded=9, running=1), Counter(succeeded=9, failed=1)))
     second.signal(signal.SIGTERM)
     assert second.end() == 0, second.said
     assert shell.counts() == Counter(succeeded=9, failed=1)
