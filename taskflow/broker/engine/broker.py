@@ -192,7 +192,7 @@ class EngineAdmin:
         with contextlib.suppress(BrokerError):  # the findings or the next commands show why
             wrong = await self._run(limits.miscounted())
             if wrong and (wrong := wrong & await self._run(limits.miscounted())):  # a difference that stays isn't a change in progress
-                says = f"{len(wrong):,} count slots that no job holds, or too few: stop the workers, and run `taskflow doctor --rebuild`"
+                says = f"{len(wrong):,} limit(s) with a wrong number of taken slots: stop the workers, and run `taskflow doctor --rebuild`"
                 findings.append(Finding("limits", "problem", says))
         return findings
 

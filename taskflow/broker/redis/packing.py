@@ -124,6 +124,8 @@ def _from_sent(sent: bytes) -> dict[str, Any]:
     extras = _NOTHING if its.extras is None else unpack_extras(its.extras)
     if its.member is not None:
         check_member(its.member, its.joined, its.ties)
+    elif its.key is None and not its.limits:
+        return extras
     return {**extras, "key": its.key, "limits": its.limits, **in_flow(its)}
 
 
