@@ -29,18 +29,13 @@ class FlowHandle(Generic[R_co]):
     `flow`  the flow as a whole, for example to cancel it
     """
 
-    __slots__ = ("_collects", "_ends", "_is_list", "_waits", "flow")
+    __slots__ = ("_ends", "_last", "flow")
 
     def __init__(self, app: App, plan: Plan, origin: Origin) -> None:
-        jobs = tuple(
-            JobHandle[Any](app, call.envelope.id, step.call.job_type, origin=origin)
-            for call, step in zip(plan.calls, plan.steps, strict=True)
-        )
+        jobs = tuple(JobHandle[Any](app, call.envelope.id, call.job_type, origin=origin) for call in plan.calls)
         self.flow = SentFlow(app, plan.flow, jobs)
+        self._last = plan.last
         self._ends = [jobs[number] for number in plan.last.sources]
-        self._waits = [jobs[number] for number, _ in plan.last.waits]
-        self._is_list = plan.last.is_list
-        self._collects = plan.last.collects
 
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits forever.
@@ -54,16 +49,15 @@ class FlowHandle(Generic[R_co]):
         seconds = None if timeout is None else seconds_to_wait(timeout)
         until = None if seconds is None else time.monotonic() + seconds
         values = list[Any]()
-        ends = [*self._waits, *self._ends]
-        for begin in range(0, len(ends), AT_ONCE):
+        for begin in range(0, len(self._ends), AT_ONCE):
             left = None if until is None else max(0.0, until - time.monotonic())
-            portion = ends[begin : begin + AT_ONCE]
+            portion = self._ends[begin : begin + AT_ONCE]
             outcomes = await asyncio.gather(*(handle.result(left) for handle in portion), return_exceptions=True)
             for handle, outcome in zip(portion, outcomes, strict=True):
                 values.append(await self._value_of(handle, outcome))
-        if not self._is_list:
+        if not self._last.is_list:
             return values[0]  # type: ignore[no-any-return]
-        return values[len(self._waits) :]  # type: ignore[return-value]
+        return values if self._last.passes else []  # type: ignore[return-value]
 
     async def _value_of(self, handle: JobHandle[Any], outcome: Any) -> Any:
         if not isinstance(outcome, BaseException):
@@ -71,21 +65,21 @@ class FlowHandle(Generic[R_co]):
         if not isinstance(outcome, JobFailed | JobCancelled):
             raise outcome
         error = await handle._cause_of(outcome)
-        if not self._collects:
+        if not self._last.collects:
             raise error
         return Failure(error)
 
     async def status(self) -> Status | None:
         """Return the status of the flow's last job; None if the store doesn't know a last job. If the flow ends in a group, return RUNNING
         until all last jobs have ended, then SUCCEEDED or, unless failures are collected, the status of the first that did not succeed."""
-        found = await asyncio.gather(*(handle.status() for handle in self._ends or self._waits))
+        found = await asyncio.gather(*(handle.status() for handle in self._ends))
         if len(found) == 1:
             return found[0]
         if not found or None in found:
             return None if found else Status.SUCCEEDED
         if not all(status is not None and status.is_ended for status in found):
             return Status.RUNNING
-        return next((status for status in found if status is not Status.SUCCEEDED and not self._collects), Status.SUCCEEDED)
+        return next((status for status in found if status is not Status.SUCCEEDED and not self._last.collects), Status.SUCCEEDED)
 
     def __repr__(self) -> str:
         return f"<FlowHandle {self.flow.id}>"

@@ -110,16 +110,16 @@ def _checked(chain: Chain) -> Chain:
 class Incoming(NamedTuple):
     """The jobs that end before a part of a chain begins.
 
-    `sources`   the numbers of the jobs whose results the part takes
-    `is_list`   True if it takes them as a list
-    `collects`  True if it takes the failures of the sources, too
-    `waits`     the numbers of the jobs before an empty group, for which the part only waits, each paired with True if that job may fail
+    `sources`   their numbers
+    `is_list`   True if the part takes their results as a list
+    `collects`  True if it takes their failures, too
+    `passes`    False if it only waits for them, because an empty group is in between
     """
 
     sources: tuple[int, ...] = ()
     is_list: bool = False
     collects: bool = False
-    waits: tuple[tuple[int, bool], ...] = ()
+    passes: bool = True
 
 
 class Plan(NamedTuple):
@@ -127,13 +127,11 @@ class Plan(NamedTuple):
 
     `flow`   the id of the flow
     `calls`  the calls of its jobs, by number
-    `steps`  the steps of its jobs, by number
     `last`   the jobs that end the flow
     """
 
     flow: bytes
     calls: list[BareCall[Any]]
-    steps: list[Step]
     last: Incoming
 
 
@@ -142,15 +140,15 @@ def plan_of(chain: Chain, new_id: Callable[[], bytes], start: Mapping[str, Any] 
     has additional envelope fields for the jobs that begin the flow."""
     planner = _Planner(new_id())
     last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
-    ids = [new_id() for _ in planner.steps]
+    ids = [new_id() for _ in planner.calls]
     calls = list[BareCall[Any]]()
-    for number, (step, member, awaits) in enumerate(zip(planner.steps, planner.members, planner.awaits, strict=True)):
-        joins, ties = zip(*planner.ties[number], strict=True) if planner.ties[number] else ((), ())
-        more = {"id": ids[number], "member": member, "awaits": awaits, "joins": tuple(ids[other] for other in joins), "ties": ties}
+    for job_id, call, member, awaits, tied in zip(ids, planner.calls, planner.members, planner.awaits, planner.ties, strict=True):
+        joins, ties = zip(*tied, strict=True) if tied else ((), ())
+        more = {"id": job_id, "member": member, "awaits": awaits, "joins": tuple(ids[other] for other in joins), "ties": ties}
         if not awaits:
             more |= start
-        calls.append(step.call.stamped(msgspec.structs.replace(step.call.envelope, **more)))
-    return Plan(planner.flow, calls, planner.steps, last)
+        calls.append(call.stamped(msgspec.structs.replace(call.envelope, **more)))
+    return Plan(planner.flow, calls, last)
 
 
 class _Planner:
@@ -158,7 +156,7 @@ class _Planner:
 
     def __init__(self, flow: bytes) -> None:
         self.flow = flow
-        self.steps = list[Step]()
+        self.calls = list[BareCall[Any]]()
         self.members = list[Member]()
         self.awaits = list[int]()
         self.ties = list[list[tuple[int, Tie]]]()
@@ -171,23 +169,20 @@ class _Planner:
 
     def _place_fan(self, fan: Fan, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
         if not fan.branches:
-            waits = tuple((source, incoming.collects) for source in incoming.sources)
-            return Incoming(is_list=True, waits=(*incoming.waits, *waits))
+            return incoming._replace(is_list=True, passes=False)
         sources = list[int]()
         for branch in fan.branches:
-            first = len(self.steps)
+            first = len(self.calls)
             sources += self.place(branch, incoming, (first, first + branch.jobs - 1) if fan.collects else scope).sources
         return Incoming(tuple(sources), is_list=True, collects=fan.collects)
 
     def _place_step(self, step: Step, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        number = len(self.steps)
+        number, has_inputs = len(self.calls), step.takes is not None and incoming.passes
         for place, source in enumerate(incoming.sources):
-            self.ties[source].append((number, Tie(None if step.takes is None else place, incoming.collects)))
-        for source, collects in incoming.waits:
-            self.ties[source].append((number, Tie(None, collects)))
-        inputs = 0 if step.takes is None else len(incoming.sources)
-        self.steps.append(step)
+            self.ties[source].append((number, Tie(place if has_inputs else None, incoming.collects)))
+        inputs = len(incoming.sources) if has_inputs else 0
+        self.calls.append(step.call)
         self.members.append(Member(self.flow, number, *scope, step.takes, incoming.is_list and step.takes is not None, inputs))
-        self.awaits.append(len(incoming.sources) + len(incoming.waits))
+        self.awaits.append(len(incoming.sources))
         self.ties.append([])
         return Incoming((number,))
