@@ -222,6 +222,9 @@ class _Within:
         return answer
 
 
+_Send = Callable[[App, list[BareCall[Any]], _Within | None], Awaitable[Sequence[_Answer]]]
+
+
 async def _send(app: App, call: BareCall[R], within: _Within | None = None) -> JobHandle[R]:
     if app.importing_module is not None:
         app.warn_of_sending(call.job)
@@ -251,19 +254,8 @@ async def _send(app: App, call: BareCall[R], within: _Within | None = None) -> J
 
 async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within | None = None) -> None:
     """Send the batch and add its handles to `sent`. Raises EnqueueFailed if some calls were not sent."""
-    if app.importing_module is not None and batch.calls:
-        app.warn_of_sending(batch.calls[0].job)
-    try:
-        answers = await _answers(app, batch.calls, within)
-    except Exception as error:
-        _tell(app, batch.calls, [error] * len(batch.calls))
-        raise
-    outcomes = [_outcome(app, call, answer, within) for call, answer in zip(batch.calls, answers, strict=True)]
-    _tell(app, batch.calls, outcomes)
-    if app.run_inline is not None:
-        await app.run_inline(answers)
     errors = list[BaseException]()
-    for call, answer, outcome in zip(batch.calls, answers, outcomes, strict=True):
+    for call, answer, outcome in await _outcomes(app, batch.calls, _answers, within):
         if isinstance(outcome, BaseException):
             errors.append(outcome)
             continue
@@ -278,36 +270,40 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within 
 
 
 async def _send_together(app: App, calls: list[BareCall[Any]], within: _Within | None = None) -> None:
-    if not calls:
-        return
-    if app.importing_module is not None:
+    for _, _, outcome in await _outcomes(app, calls, _answers_together, within) if calls else ():
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _outcomes(
+    app: App, calls: list[BareCall[R]], send: _Send, within: _Within | None
+) -> Iterable[tuple[BareCall[R], _Answer, JobHandle[R] | BaseException]]:
+    """Send calls, and tell subscribers about them. Return each call with the store's answer, and with its handle or error."""
+    if app.importing_module is not None and calls:
         app.warn_of_sending(calls[0].job)
-    lane = app.client() if within is None else within
     try:
-        if _has_enqueue_middleware(app):
-            answers = await _together_through_middleware(app, calls, lane.enqueue)
-        else:
-            answers = await lane.enqueue([call.envelope for call in calls])
+        answers = await send(app, calls, within)
     except Exception as error:
         _tell(app, calls, [error] * len(calls))
         raise
     outcomes = [_outcome(app, call, answer, within) for call, answer in zip(calls, answers, strict=True)]
     _tell(app, calls, outcomes)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
     if app.run_inline is not None:
         await app.run_inline(answers)
+    return zip(calls, answers, outcomes, strict=True)
 
 
-async def _together_through_middleware(app: App, calls: Sequence[BareCall[Any]], enqueue: _Enqueue) -> list[Added | Refused]:
-    """Let middleware wrap each call. Calls that have passed through it wait until the last one has, and are then sent together."""
+async def _answers_together(app: App, calls: list[BareCall[Any]], within: _Within | None) -> Sequence[_Answer]:
+    """Send a flow's calls. Those that have passed through the middleware wait until the last one has, and are then sent together."""
+    lane = app.client() if within is None else within
+    if not _has_enqueue_middleware(app):
+        return await lane.enqueue([call.envelope for call in calls])
     passed, sent = dict[int, Envelope](), asyncio.get_running_loop().create_future()
 
     async def send(number: int, envelope: Envelope) -> Added | Refused:
         passed[number] = envelope
         if len(passed) == len(calls) and not sent.done():
-            sent.set_result(await enqueue([passed[place] for place in range(len(calls))]))
+            sent.set_result(await lane.enqueue([passed[place] for place in range(len(calls))]))
         answers: list[Added | Refused] = await sent
         return answers[number]
 
