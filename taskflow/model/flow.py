@@ -68,6 +68,11 @@ def numbered(record_id: bytes, number: int) -> bytes:
     return record_id + min(max(number, 0), _MAX_NUMBER).to_bytes(NUMBER_BYTES, "big")
 
 
+def number_in(place: bytes) -> int:
+    """Return the number in bytes that `numbered` returned."""
+    return int.from_bytes(place[-NUMBER_BYTES:], "big")
+
+
 # --- notes ------------------------------------------------------------------------------------------------------------
 
 _RESULT, _FAILURE = b"\0", b"\1"

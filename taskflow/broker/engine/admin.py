@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import flows, gates, moves, pages, turns
-from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, begin, decide, each_portion, follow, give_back
+from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, decide, each_portion, follow, give_back
 from taskflow.broker.engine.draft import Draft, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -227,7 +228,8 @@ def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:
     live = list[Entry]()
     yield from each_portion(flows.whole(flow_id)._replace(of="flow_live", with_records=False), live.extend)
     action = flows.Action(flows.CANCEL, flow_id, cause=flow_id, reason=wording.CANCELLED)
-    yield from begin(numbered(flow_id, MAX_MEMBERS), action, rules)
+    action_id = numbered(flow_id, MAX_MEMBERS)
+    yield from decide([action_id], partial(flows.put, action=action), rules, [Ref(Kind.FLOW, action_id)], most=MAX_LOOKED_AT)
     return len(live)
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from taskflow.broker.engine import flows, gates
 from taskflow.broker.engine.draft import Draft, Foreseen, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
 from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Entry, Operation, Query, Ref, Rev, Scan, Snapshot, Step
-from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -49,23 +50,17 @@ def decide(
     """Decide what to do about items, as `draft.decide` does, and then what follows for other jobs. Examine at most `most` jobs in flows."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
-    yield from follow(left, rules, scans, most)
+    yield from follow(left, rules, most)
     return answers
 
 
-def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
-    """Release those of the given jobs that no longer await another job."""
-    left = Left()
-    left.released.update(awaiting)
-    yield from follow(left, rules)
-
-
-def follow(left: Left, rules: Rules, scans: tuple[Scan, ...] = MOVE_SCANS, most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
-    """Carry out the consequences of earlier decisions, which are collected in `left`. Return what `carry_on` returns."""
+def follow(left: Left, rules: Rules, most: int = MAX_FLOW_CHANGES) -> Operation[tuple[int, bool]]:
+    """Carry out the consequences of earlier decisions, which are collected in `left`. Examine at most `most` jobs in flows. Return how many
+    were examined, and whether another program's open transaction blocks one of them."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)
-        look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans)
+        look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), MOVE_SCANS)
         yield from decide_once(ids, _free, rules, look, locked=False, left=left)
     if left.opened:
         yield from fill(left.opened, rules)
@@ -185,25 +180,6 @@ def _before_others(queue: str, gate_ids: Sequence[bytes]) -> Operation[dict[byte
 # --- flows ------------------------------------------------------------------------------------------------------------
 
 
-def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[None]:
-    """Store an action and carry it out. If the process dies before the end, upkeep continues."""
-
-    def one(draft: Draft, action_id: bytes) -> None:
-        flows.put(draft, action_id, action)
-
-    left = Left()
-    yield from decide_once([action_id], one, rules, Query((Ref(Kind.FLOW, action_id),)), left=left)
-    yield from follow(left, rules, most=MAX_LOOKED_AT)
-
-
-def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    """Carry out actions on flows, for at most `most` jobs. Return how many jobs were examined, and whether another program's open
-    transaction blocks one of them."""
-    left = Left()
-    left.actions.update(actions)
-    return (yield from follow(left, rules, most=most))
-
-
 def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
     number, revs, held_up = 0, dict[bytes, Rev](), set[bytes]()
     done, blocked = dict[bytes, flows.Action](), dict[bytes, flows.Action]()
@@ -236,7 +212,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         number += len(items)
     yield from _finish(done, revs, left, rules)
     remaining = [each for each in left.actions.items() if each[0] not in held_up]
-    if remaining := [*remaining, *((each, action.from_start()) for each, action in blocked.items() if action.begun)]:
+    if remaining := [*remaining, *((each, msgspec.structs.replace(action, after=0)) for each, action in blocked.items() if action.begun)]:
         refs = {Ref(Kind.FLOW, action_id) for action_id, _ in remaining}
         yield from decide_once(remaining, _put_off, rules, Query(tuple(refs)), locked=None)
     return number, bool(held_up)
@@ -296,9 +272,7 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
             flows.redo(draft, job, acts=False)
             redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
-        # a cancelled job is kept for as long as the failed job can be retried
-        keep = draft.rules.keep_failed if action.what == flows.CANCEL_AWAITING else PURGED_TTL if action.what == flows.PURGE else None
-        finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
+        finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=action.keep, by=action)
     elif job.status == RUNNING and action.what == flows.CANCEL:
         job.state.cancelled_by = action.cause
         ask_to_stop(draft, job)

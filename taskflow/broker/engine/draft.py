@@ -68,9 +68,8 @@ class Foreseen(NamedTuple):
 class Left:
     """Collects the work that decisions leave to a later decision: see `Draft.released`, `Draft.opened` and `Draft.actions`."""
 
-    def __init__(self) -> None:
-        self.released, self.opened = set[bytes](), set[bytes]()
-        self.actions = dict[bytes, Any]()
+    def __init__(self, released: Iterable[bytes] = (), actions: Mapping[bytes, Any] = {}) -> None:
+        self.released, self.opened, self.actions = set(released), set[bytes](), dict(actions)
 
     def take(self, draft: Draft) -> None:
         self.released |= draft.released

@@ -25,15 +25,14 @@ from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, result_and_arguments, text_bytes
 from taskflow.broker.engine.records import CANCELLED, FAILED, HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import KEEP, Entry, Record, Ref, Scan
+from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
-from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, FailureNote, Member, Tie, failure_note, numbered, result_note
+from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, FailureNote, Member, Tie, failure_note, number_in, numbered, result_note
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.verdict import unpack_errors
 
-CANCEL_AWAITING, RESTORE, CANCEL, FORGET, PURGE = range(5)
-"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes. PURGE
-cancels the jobs of a purged job's scope, which nothing can restore.
-"""
+CANCEL_AWAITING, RESTORE, CANCEL, FORGET = range(4)
+"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes."""
 
 CARRY_OUT_TIMEOUT: Final = 5_000_000
 """The microseconds for which upkeep leaves an action to the operation that has begun it."""
@@ -48,17 +47,18 @@ MAX_INLINE: Final = 1_024
 class Action(msgspec.Struct, frozen=True, array_like=True):
     """The work that remains to be done on the jobs of a flow.
 
-    `what`     one of `CANCEL_AWAITING`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
+    `what`     one of `CANCEL_AWAITING`, `RESTORE`, `CANCEL`, `FORGET`
     `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
     `first`    the first number of the scope, which is the range of the jobs that the action may change
     `last`     the last number of the scope
     `cause`    the job that failed or was cancelled; for CANCEL and RESTORE, the flow's id
     `reason`   why jobs are cancelled
     `failure`  the failure, in the form in which jobs that collect failures receive it
-    `after`    how far the action has got: the first number that it has not reached or, if it cancels jobs, how many numbers it has
+    `after`    how far the action has got: for RESTORE, the first number that it has not reached; for the others, how many numbers it has
                passed, beginning with `last`
     `begun`    when an operation has begun to carry it out, in microseconds; 0 if it's left to upkeep
     `retried`  for RESTORE, the jobs whose failures have cancelled those to restore
+    `keep`     for how long cancelled jobs are kept, in seconds; None for the default
     """
 
     what: int
@@ -71,23 +71,20 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     after: int = 0
     begun: int = 0
     retried: frozenset[bytes] = frozenset()
+    keep: float | None = None
 
     def scan(self, limit: int) -> Scan:
         """Return a scan for the next `limit` jobs or notes that the action has not reached. To cancel jobs, it begins with the last one,
         because workers begin with the first."""
-        first, last = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
-        if self.what in (RESTORE, FORGET):
-            return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else first,), until=(last,))
-        after, until = numbered(self.owner, self.last + 1 - self.after), numbered(self.owner, self.first)
-        return Scan(_INDEX[self.what], limit, after=(after,), until=(until,), backwards=True)
+        is_forward = self.what == RESTORE
+        begin, end = (max(self.first, self.after), self.last + 1) if is_forward else (self.last + 1 - self.after, self.first)
+        after, until = (numbered(self.owner, begin),), (numbered(self.owner, end),)
+        return Scan(_INDEX[self.what], limit, after=after, until=until, backwards=not is_forward)
 
     def behind(self, last: Entry) -> Action:
         """Return the part of the action that remains after this entry."""
-        number = number_of(last)
-        return msgspec.structs.replace(self, after=number + 1 if self.what in (RESTORE, FORGET) else self.last + 1 - number)
-
-    def from_start(self) -> Action:
-        return msgspec.structs.replace(self, after=0)
+        number = number_in(last.position[0])
+        return msgspec.structs.replace(self, after=number + 1 if self.what == RESTORE else self.last + 1 - number)
 
     def is_left_in(self, now: int) -> int:
         """Return the microseconds after which upkeep carries the action out, because the operation that has begun it may have died. Until
@@ -102,16 +99,10 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
         return (self.what, self.owner, 0, 0) if self.what == RESTORE else (self.what, self.owner, self.first, self.last)
 
 
-_INDEX: Final = {CANCEL_AWAITING: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
+_INDEX: Final = {CANCEL_AWAITING: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes"}
 _NOTHING: Final = Action(FORGET, b"")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = lru_cache(64)(msgspec.msgpack.Decoder(Action).decode)  # each job of a portion reads the same action
-
-
-def number_of(entry: Entry) -> int:
-    """Return the number in an entry's position: that of a job in its flow, or that of a job's input."""
-    numbered: bytes = entry.position[0]
-    return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
 
 
 def together(actions: Collection[Action]) -> Action:
@@ -204,10 +195,10 @@ def _acts(job: Job, member: Member) -> bool:
 def _cancel_awaiting(draft: Draft, job: Job, failure: FailureNote) -> None:
     member = job.sent.member
     assert member is not None
-    is_purged = failure.message == wording.PURGED
+    is_purged = job.status == CANCELLED and failure.message == wording.PURGED  # nothing can restore the others, so don't keep them for long
+    keep = PURGED_TTL if is_purged else draft.rules.keep_failed
     why = wording.cancelled_by(job.id, "has failed" if job.status == FAILED else wording.WAS_PURGED if is_purged else "was cancelled")
-    what = PURGE if is_purged else CANCEL_AWAITING
-    put(draft, job.header["member"], Action(what, member.flow, member.first, member.last, job.id, why, failure))
+    put(draft, job.header["member"], Action(CANCEL_AWAITING, member.flow, member.first, member.last, job.id, why, failure, keep=keep))
 
 
 def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
@@ -309,7 +300,7 @@ class Census:
             if job.status != SUCCEEDED:
                 self._awaited.update(awaited_by)
             if job.is_waiting:
-                self._waiting.append(number_of(entry))
+                self._waiting.append(number_in(entry.position[0]))
             if job.status == HELD:
                 self._held.append(job)
             elif job.status in (FAILED, CANCELLED) and job.sent.member is not None and _acts(job, job.sent.member):

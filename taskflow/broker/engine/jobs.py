@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine import flows, gates, handover, job_pauses, moves, turns
-from taskflow.broker.engine.decisions import decide, release
-from taskflow.broker.engine.draft import Draft, Foreseen
+from taskflow.broker.engine.decisions import decide, follow
+from taskflow.broker.engine.draft import Draft, Foreseen, Left
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import RUNNING, Flag, Kind
@@ -31,7 +31,7 @@ from taskflow.model import wording
 from taskflow.model.clock import MICROSECONDS, to_microseconds
 from taskflow.model.envelope import Envelope, is_plain
 from taskflow.model.errors import StoreFull
-from taskflow.model.flow import MAX_MEMBERS, NUMBER_BYTES, numbered
+from taskflow.model.flow import MAX_MEMBERS, number_in, numbered
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import packed
@@ -126,7 +126,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
         ended: Ended = yield Succeed(_runs([settlements[number] for number in plain]))
         answers |= {number: Settled.OK for number, is_ended in zip(plain, ended.answers, strict=True) if is_ended}
         if ended.released:
-            yield from release(ended.released, rules)
+            yield from follow(Left(ended.released), rules)
     rest = [number for number in range(len(settlements)) if number not in answers]
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]
@@ -276,7 +276,7 @@ def notes(job_id: bytes, first: int) -> Operation[Notes]:
     if large := tuple([record.ref for record in records if record.state is None]):
         contents: Snapshot = yield Query(large, with_content=True)
         records = [contents.records.get(record.ref, record) or record for record in records]
-    found = [(int.from_bytes(record.ref.id[-NUMBER_BYTES:], "big"), record.state or record.content or b"") for record in records]
+    found = [(number_in(record.ref.id), record.state or record.content or b"") for record in records]
     has_more = len(records) < len(seen.scans[0]) or len(records) == MAX_NOTES
     return Notes(tuple(found), found[-1][0] + 1 if has_more else None)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions, turns
-from taskflow.broker.engine.decisions import UNTAKEN_TIMEOUT, carry_on, decide, fill, give_back, take_back
-from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.decisions import UNTAKEN_TIMEOUT, decide, fill, follow, give_back, take_back
+from taskflow.broker.engine.draft import Draft, Left, Plain
 from taskflow.broker.engine.gates import put, refs_of
 from taskflow.broker.engine.job import decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -57,7 +57,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     is_held_up = False
     actions = {action_id: action for action_id, action in flows.actions_in(begun).items() if not action.is_left_in(seen.now)}
     if actions and left > 0:
-        acted, is_held_up = yield from carry_on(actions, rules, left)
+        acted, is_held_up = yield from follow(Left(actions=actions), rules, left)
         left -= acted
     for entry in paused:
         left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)

@@ -412,11 +412,11 @@ moves.make_fresh: flow_redo: a restored join starts at once
 + if True:
 
 decisions._act: flow_fells: the jobs that a failure cancelled are dropped before the failed job
-- keep=keep
+- keep=action.keep
 + keep=None
 
-decisions._act: admin_purge: a purged flow is kept for retries, which can't restore it
-- PURGED_TTL if action.what == flows.PURGE else None
+flows._cancel_awaiting: admin_purge: a purged flow is kept for retries, which can't restore it
+- PURGED_TTL if is_purged else draft.rules.keep_failed
 + draft.rules.keep_failed
 
 admin._purger: admin_purge: the jobs that a purge cancelled are not purged
