@@ -392,7 +392,7 @@ flows.redo: flow_redo: of two branches that are retried at once, one is not rest
 + replace(new,
 
 decisions._free: flow_result: a result is kept for ever, because its recipient was dropped
-- flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))
+- flows.put(draft, job_id, flows.Action(flows.FORGET, job_id), leaves=True)
 + pass
 
 decisions._act: flow_redo: a job that was to start tomorrow starts at once
