@@ -83,7 +83,7 @@ class Limits:
         if has_secret or any(info.key == HIDDEN for info in stored):
             gate = msgspec.structs.replace(gate, key=HIDDEN)
         which = {"key": gate.key, "n": "declared" if n is None else str(n)}
-        call = default_app().client().call
+        call = default_app().client().call_on_flow  # all jobs that wait for a rate get new times
         async with recorded(call, "limits.set", by=by, reason=reason, names=[name], which=which) as doing:
             await call(lambda broker: broker.admin.set_limit(gate, is_set=n is not None))
             doing.affected = 1

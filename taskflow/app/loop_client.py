@@ -223,7 +223,7 @@ class LoopClient:
         return await retry_within(lambda: operation(self.broker), self._timeout)
 
     async def call_on_flow(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
-        """Like `call`, but with enough time for an operation on all jobs of a large flow."""
+        """Like `call`, but with enough time for an operation on all jobs of a large flow, or on many that wait for a rate."""
         return await retry_within(lambda: operation(self.broker), max(self._timeout, MAX_FLOW_TIMEOUT))
 
     def call_for(self, action: str) -> CallBroker:

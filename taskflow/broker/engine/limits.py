@@ -139,15 +139,17 @@ def _pay_anew(gate_id: bytes, rules: Rules) -> Operation[None]:
         enter(draft, job, Event.DUE)
         return True
 
-    found = list[Ref]()
+    found = list[list[Ref]]()
 
     def find(entries: Sequence[Entry]) -> None:
-        found.extend(entry.ref for entry in entries if entry.record is not None and Job.of_record(entry.record).state.paid == gate_id)
+        paid = [job for job in _jobs(entries) if job.state.paid == gate_id]
+        found.extend([job.ref, Ref(Kind.QUEUE, job.queue.encode()), *gates.refs_of(job.limits)] for job in paid)
 
     yield from each_portion(Scan("to_admit", AT_ONCE), find)
     for first in range(0, len(found), AT_ONCE):
-        refs = found[first : first + AT_ONCE]
-        yield from decide(refs, one, rules, [*refs, Ref(Kind.GATE, gate_id)], scans=MOVE_SCANS, locked=False)
+        portion = found[first : first + AT_ONCE]
+        refs = {ref for each in portion for ref in each}
+        yield from decide([each[0] for each in portion], one, rules, refs, scans=MOVE_SCANS, locked=False)
 
 
 # --- after another program has changed records --------------------------------------------------------------------

@@ -18,11 +18,14 @@ from taskflow import (
     FailureGroup,
     InvalidJobId,
     JobHandle,
+    Limit,
     QueueInfo,
+    Rate,
     Status,
     WorkerInfo,
     configure,
     enqueue,
+    limits,
     operate,
     schedules,
 )
@@ -32,6 +35,7 @@ from taskflow.app.bulk_actions import JobSelection, this_operator
 from taskflow.broker.admin import Redone, View
 from taskflow.broker.engine.broker import EngineAdmin
 from taskflow.model.clock import instant_of
+from taskflow.model.limits import Gate
 from taskflow.model.session import Session
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, fail, nothing, snooze
@@ -188,6 +192,20 @@ async def test_a_retry_has_enough_time_for_a_large_flow(bench: Bench, monkeypatc
     configure(enqueue_timeout=0.1)
     assert await operate.retry(tag="import:42") == ActionResult(changed=1)
     assert await handles["failed"].status() is Status.READY
+
+
+async def test_a_rate_is_set_with_enough_time_for_the_jobs_that_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them get new times, which may take longer than other calls."""
+    set_limit = EngineAdmin.set_limit
+
+    async def slow(admin: EngineAdmin, gate: Gate, *, is_set: bool) -> None:
+        await asyncio.sleep(0.3)
+        await set_limit(admin, gate, is_set=is_set)
+
+    monkeypatch.setattr(EngineAdmin, "set_limit", slow)
+    configure(enqueue_timeout=0.1)
+    await limits.set(Limit("calls", Rate(1, per=60)), None, 100)
+    assert [info.n for info in await limits.list("calls")] == [100]
 
 
 async def test_scheduled_jobs_run_now(bench: Bench) -> None:
