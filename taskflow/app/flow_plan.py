@@ -138,51 +138,45 @@ class Plan(NamedTuple):
 def plan_of(chain: Chain, new_id: Callable[[], bytes], start: Mapping[str, Any] = {}) -> Plan:
     """Number the jobs of a flow, and tie each to the jobs that wait for it. All jobs get new ids, so that a flow can be sent again. `start`
     has additional envelope fields for the jobs that begin the flow."""
-    planner = _Planner(new_id())
-    last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
-    ids = [new_id() for _ in planner.calls]
+    flow, placed = new_id(), list[_Placed]()
+    last = _place(placed, flow, chain, Incoming(), (0, chain.jobs - 1))
+    ids = [new_id() for _ in placed]
     calls = list[BareCall[Any]]()
-    for job_id, call, member, awaits, tied in zip(ids, planner.calls, planner.members, planner.awaits, planner.ties, strict=True):
-        joins, ties = zip(*tied, strict=True) if tied else ((), ())
-        more = {"id": job_id, "member": member, "awaits": awaits, "joins": tuple(ids[other] for other in joins), "ties": ties}
-        if not awaits:
-            more |= start
-        calls.append(call.stamped(msgspec.structs.replace(call.envelope, **more)))
-    return Plan(planner.flow, calls, last)
+    for job_id, (call, member, awaits, joins, ties) in zip(ids, placed, strict=True):
+        more = {"awaits": awaits, "joins": tuple([ids[other] for other in joins]), "ties": tuple(ties), **({} if awaits else start)}
+        calls.append(call.stamped(msgspec.structs.replace(call.envelope, id=job_id, member=member, **more)))
+    return Plan(flow, calls, last)
 
 
-class _Planner:
-    """Numbers the jobs of a chain. The numbers within each branch of a group are consecutive."""
+class _Placed(NamedTuple):
+    """A job with its place in the flow. `joins` has the numbers of the jobs that wait for it, each with its tie in `ties`."""
 
-    def __init__(self, flow: bytes) -> None:
-        self.flow = flow
-        self.calls = list[BareCall[Any]]()
-        self.members = list[Member]()
-        self.awaits = list[int]()
-        self.ties = list[list[tuple[int, Tie]]]()
+    call: BareCall[Any]
+    member: Member
+    awaits: int
+    joins: list[int]
+    ties: list[Tie]
 
-    def place(self, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        """Number the jobs of a chain, and return those that end it. A failure cancels the jobs with numbers in `scope` (first, last)."""
-        for part in chain.parts:
-            incoming = self._place_step(part, incoming, scope) if isinstance(part, Step) else self._place_fan(part, incoming, scope)
-        return incoming
 
-    def _place_fan(self, fan: Fan, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        if not fan.branches:
-            return incoming._replace(is_list=True, passes=False)
-        sources = list[int]()
-        for branch in fan.branches:
-            first = len(self.calls)
-            sources += self.place(branch, incoming, (first, first + branch.jobs - 1) if fan.collects else scope).sources
-        return Incoming(tuple(sources), is_list=True, collects=fan.collects)
-
-    def _place_step(self, step: Step, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        number, has_inputs = len(self.calls), step.takes is not None and incoming.passes
-        for place, source in enumerate(incoming.sources):
-            self.ties[source].append((number, Tie(place if has_inputs else None, incoming.collects)))
-        inputs = len(incoming.sources) if has_inputs else 0
-        self.calls.append(step.call)
-        self.members.append(Member(self.flow, number, *scope, step.takes, incoming.is_list and step.takes is not None, inputs))
-        self.awaits.append(len(incoming.sources))
-        self.ties.append([])
-        return Incoming((number,))
+def _place(placed: list[_Placed], flow: bytes, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
+    """Add the jobs of a chain to those that are placed already, and return those that end it. A failure cancels the jobs with numbers in
+    `scope` (first, last). The numbers within each branch of a group are consecutive."""
+    for part in chain.parts:
+        if isinstance(part, Step):
+            number, has_inputs = len(placed), part.takes is not None and incoming.passes
+            for place, source in enumerate(incoming.sources):
+                placed[source].joins.append(number)
+                placed[source].ties.append(Tie(place if has_inputs else None, incoming.collects))
+            inputs = len(incoming.sources) if has_inputs else 0
+            member = Member(flow, number, *scope, part.takes, incoming.is_list and part.takes is not None, inputs)
+            placed.append(_Placed(part.call, member, len(incoming.sources), [], []))
+            incoming = Incoming((number,))
+        elif part.branches:
+            sources = list[int]()
+            for branch in part.branches:
+                own = (len(placed), len(placed) + branch.jobs - 1) if part.collects else scope
+                sources += _place(placed, flow, branch, incoming, own).sources
+            incoming = Incoming(tuple(sources), is_list=True, collects=part.collects)
+        else:
+            incoming = incoming._replace(is_list=True, passes=False)
+    return incoming
