@@ -195,14 +195,11 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         if _is_outdated(left, seen, refs, revs):
             continue
         found = seen.scans[len(MOVE_SCANS) :]
-        items = [(at, entry.ref) for at, entries in enumerate(found) for entry in entries]
+        items = [(group, entry.ref) for group, entries in zip(groups, found, strict=True) for entry in entries]
         look = Query((*refs, *{ref for _, ref in items}), MOVE_SCANS)
         seen.records.update({entry.ref: entry.record for entries in found for entry in entries})
-        acted = yield from decide_once(
-            items, _actor(groups), rules, look, locked=False, together=None, left=left, foreseen=Foreseen(seen=seen)
-        )
-        for at in {at for (at, _), has_acted in zip(items, acted, strict=True) if not has_acted}:
-            held_up.update(groups[at])
+        acted = yield from decide_once(items, _act_on, rules, look, locked=False, together=None, left=left, foreseen=Foreseen(seen=seen))
+        held_up.update(action_id for (group, _), has_acted in zip(items, acted, strict=True) if not has_acted for action_id in group)
         for group, entries in zip(groups, found, strict=True):
             for action_id, action in group.items():
                 if len(entries) == size:
@@ -246,24 +243,18 @@ def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[byt
     return is_outdated
 
 
-def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]:
-    def one(draft: Draft, item: tuple[int, Ref]) -> bool:
-        at, ref = item
-        if ref.kind == Kind.NOTE:
-            if draft.plain(*ref) is not None:
-                draft.drop(ref)
-            return True
-        job = draft.job(ref.id)
-        if job is None or job.sent.member is None:
-            return True
-        for action_id, action in groups[at].items():
+def _act_on(draft: Draft, item: tuple[_Group, Ref]) -> bool:
+    group, ref = item
+    if ref.kind == Kind.NOTE:
+        if draft.plain(*ref) is not None:
+            draft.drop(ref)
+    elif (job := draft.job(ref.id)) is not None and job.sent.member is not None:
+        for action_id, action in group.items():
             is_meant = action.what != flows.RESTORE or job.state.cancelled_by in action.retried
             if is_meant and flows.is_current(draft, action_id, action):
                 _act(draft, job, action)
                 break
-        return True
-
-    return one
+    return True
 
 
 def _act(draft: Draft, job: Job, action: flows.Action) -> None:
