@@ -12,7 +12,6 @@ from taskflow.app import portal
 from taskflow.app.app import App, default_app
 from taskflow.app.flow_handle import FlowHandle
 from taskflow.app.flow_plan import Chain, Plan, Step, chain_of_fan, chain_of_step, plan_of
-from taskflow.app.handle import Origin
 from taskflow.app.job_type import BareCall, HasOptions
 from taskflow.app.options import merged_options, plain_options
 from taskflow.app.sending import send_together, send_together_sync
@@ -154,27 +153,23 @@ class Composed(Generic[R_co]):
         changed._given = merged_options(self._given, plain_options({"connection": connection, "after": after, "at": at}))
         return changed
 
-    @property
-    def _connection(self) -> Connection | None:
-        return self._given.get("connection")
-
     async def delay(self) -> FlowHandle[R_co]:
         """Send the flow, and return its handle. All of its jobs are added in one step, or none is.
 
         Raises the same errors as `Job.delay`, and ValueError if the jobs belong to several Apps.
         """
-        app, plan = self._planned()
-        await send_together(app, plan.calls, self._connection)
-        return self._handle(app, plan)
+        (app, plan), connection = self._planned(), self._given.get("connection")
+        await send_together(app, plan.calls, connection)
+        return FlowHandle(app, plan, connection)
 
     def delay_sync(self) -> FlowHandle[R_co]:
         """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop,
         unless a synchronous `connection` is given."""
-        if self._connection is None:
+        if (connection := self._given.get("connection")) is None:
             portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         app, plan = self._planned()
-        send_together_sync(app, plan.calls, self._connection)
-        return self._handle(app, plan)
+        send_together_sync(app, plan.calls, connection)
+        return FlowHandle(app, plan, connection)
 
     def _templates(self) -> list[Envelope]:
         """Return the envelopes for a schedule to store. Their ids are numbered from 0, so the same flow always has the same ids. Raises
@@ -186,15 +181,12 @@ class Composed(Generic[R_co]):
         return [call.envelope for call in plan.calls]
 
     def _planned(self, new_id: Callable[[], bytes] | None = None) -> tuple[App, Plan]:
-        apps = {id(app): app for app in (_app_of(call) for call in self._chain.calls())}
+        apps = {id(app): app for app in (getattr(call.job_type or call._named, "app", None) for call in self._chain.calls())}
         if len(apps) > 1:
             raise ValueError(f"{self!r}: its jobs belong to {len(apps)} Apps; bind jobs of one App")
         app = next(iter(apps.values()), None) or default_app()
         start: dict[str, Any] = {name: self._given[name] for name in ("after", "at") if name in self._given}
         return app, plan_of(self._chain, new_id or app.new_id, start)
-
-    def _handle(self, app: App, plan: Plan) -> FlowHandle[R_co]:
-        return FlowHandle(app, plan, Origin.SENT if self._connection is None else Origin.TRANSACTION)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._chain.jobs:,} job{'' if self._chain.jobs == 1 else 's'}>"
@@ -301,8 +293,3 @@ def _unsent(composed: Composed[Any]) -> Chain:
     for name in composed._given:
         raise TypeError(f"pass {name}= to the whole flow, not to a part of it: {composed!r}")
     return composed._chain
-
-
-def _app_of(call: BareCall[Any]) -> App | None:
-    maker = call.job_type or call._named
-    return getattr(maker, "app", None)

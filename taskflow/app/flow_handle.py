@@ -31,7 +31,8 @@ class FlowHandle(Generic[R_co]):
 
     __slots__ = ("_ends", "_last", "flow")
 
-    def __init__(self, app: App, plan: Plan, origin: Origin) -> None:
+    def __init__(self, app: App, plan: Plan, connection: object) -> None:
+        origin = Origin.SENT if connection is None else Origin.TRANSACTION
         jobs = tuple(JobHandle[Any](app, call.envelope.id, call.job_type, origin=origin) for call in plan.calls)
         self.flow = SentFlow(app, plan.flow, jobs)
         self._last = plan.last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 from typing import Final
 
 from taskflow.app.app import App
@@ -13,7 +12,6 @@ from taskflow.cli.command import existing_broker, ids_of, on_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import BOLD, OF_STATUS, Column, ago, painted, print_json, show, table, warn
 from taskflow.model.ids import id_text
-from taskflow.model.record import Record
 
 
 @on_store
@@ -30,21 +28,16 @@ async def flows(app: App, arguments: argparse.Namespace) -> int:
         if not records:
             warn(f"no flow or job of a flow has the id {id_text(flow)}, or it is no longer kept")
         else:
-            print(*[""] * (number > 0), *_lines(flow, records), sep="\n")
+            title = painted(f"flow {id_text(flow)}  {summary_of(records)}", BOLD)
+            print(*[""] * (number > 0), title, *table(_COLUMNS, [*tree_of(records)], detail=_NOTE, color=None), sep="\n")
     return Exit.OK if all(records for _, records in found) else Exit.NOT_FOUND
 
 
-def _lines(flow: bytes, records: Sequence[Record]) -> Iterator[str]:
-    yield painted(f"flow {id_text(flow)}  {summary_of(records)}", BOLD)
-    yield from table(_COLUMNS, [*tree_of(records)], detail=_NOTE, color=None)
-
-
-def _job(line: TreeLine) -> str:
-    return "  " * line.level + (line.text if line.record is None else line.record.job)
-
-
 _COLUMNS: Final = (
-    Column("JOB, AND BELOW IT WHAT IT WAITS FOR", _job),
+    Column(
+        "JOB, AND BELOW IT WHAT IT WAITS FOR",
+        lambda line: "  " * line.level + (line.text if line.record is None else line.record.job),
+    ),
     Column(
         "STATUS",
         lambda line: "" if line.record is None else line.record.status,

@@ -226,7 +226,7 @@ def newest_flows(limit: int) -> Operation[list[Record]]:
 def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:
     # counted before, because upkeep of a worker may take part in the action
     live = list[Entry]()
-    yield from each_portion(flows.whole(flow_id)._replace(of="flow_live", with_records=False), live.extend)
+    yield from each_portion(flows.alive(flow_id), live.extend)
     action = flows.Action(flows.CANCEL, flow_id, cause=flow_id, reason=wording.CANCELLED)
     action_id = numbered(flow_id, MAX_MEMBERS)
     yield from decide([action_id], partial(flows.put, action=action), rules, [Ref(Kind.FLOW, action_id)], most=MAX_LOOKED_AT)
