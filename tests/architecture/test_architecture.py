@@ -36,20 +36,20 @@ TOP = 5
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
     "taskflow/model": 7_143,
-    "taskflow/broker/engine": 5_998,
+    "taskflow/broker/engine": 5_989,
     "taskflow/broker/memory": 728,
     "taskflow/broker/sqlite": 4_265,
     "taskflow/broker/redis": 5_396,
     "taskflow/broker/postgres": 6_042,
-    "taskflow/broker": 24_613,
-    "taskflow/app": 8_074,
+    "taskflow/broker": 24_604,
+    "taskflow/app": 8_056,
     "taskflow/worker": 7_130,
-    "taskflow/cli": 4_751,
+    "taskflow/cli": 4_744,
     "taskflow/testing": 1_043,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 621,
     "taskflow/telemetry": 430,
-    "taskflow": 56_144,
+    "taskflow": 56_110,
     "tests": 77_084,
 }
 
