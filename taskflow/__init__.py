@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
-    from taskflow.app.limits import LimitInfo as LimitInfo, limits as limits
+    from taskflow.app.limits import limits as limits
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import FailureGroup as FailureGroup, JobPage as JobPage, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
-    from taskflow.broker.admin import LimitedJob as LimitedJob, QueueInfo as QueueInfo
+    from taskflow.broker.admin import LimitedJob as LimitedJob, LimitInfo as LimitInfo, QueueInfo as QueueInfo
     from taskflow.model.batch import Batch as Batch, Failure as Failure
     from taskflow.model.codec.compiler import Secret as Secret
     from taskflow.model.codec.untyped import register_type as register_type
@@ -104,14 +104,14 @@ _HOMES = {
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.declared_limits": "Concurrency Limit Rate",
-    "taskflow.app.limits": "LimitInfo limits",
+    "taskflow.app.limits": "limits",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.operate": "FailureGroup JobPage WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
-    "taskflow.broker.admin": "LimitedJob QueueInfo",
+    "taskflow.broker.admin": "LimitInfo LimitedJob QueueInfo",
     "taskflow.model.batch": "Batch Failure",
     "taskflow.model.rules": "Backoff",
     "taskflow.model.codec.untyped": "register_type",

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.admin import Admin, LimitRecord, QueueInfo, View
+from taskflow.broker.admin import Admin, LimitInfo, QueueInfo, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.model import wording
@@ -93,7 +93,7 @@ class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     awaited: Sequence[Record] = ()
     cause: Record | None = None
-    limits: Sequence[LimitRecord] = ()
+    limits: Sequence[LimitInfo] = ()
 
 
 async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
@@ -170,7 +170,7 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
             yield Reason("the jobs of its flow that had not begun were cancelled with it", f"retrying it restores them; {show} shows them")
 
 
-def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
+def _at_limit(record: Record, limits: Sequence[LimitInfo], facts: Facts) -> Iterator[Reason]:
     """Yield the reasons why a job is waiting for a limit: who holds the slots and how many jobs are waiting, or when the rate will let it
     start. These include any other full limit, and a pause of the queue."""
     is_rate = record.due_at > facts.now
@@ -195,7 +195,7 @@ def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> It
         place = f"{waiting} jobs wait" if number is None else f"it is number {number} of {waiting} that wait"
         yield Reason(f"it waits for a slot of {record.waiting_for}: {_taken(limit)}; {place}", _opening(limit))
     for other in limits:
-        if other is not limit and other.per is None and other.taken >= other.n:
+        if other is not limit and other.per is None and other.running >= other.n:
             yield Reason(f"{wording.waits_at_gate(other.limit, other.key)} is full, too: {_taken(other)}", _opening(other))
     if facts.is_paused:
         yield _paused(record, ", so no worker takes it when it is ready")
@@ -205,20 +205,20 @@ def _no_worker(state: str) -> Reason:
     return Reason(f"{state}, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
 
 
-def _opening(limit: LimitRecord) -> str:
+def _opening(limit: LimitInfo) -> str:
     if limit.n == 0:
         return f"none starts while the number is 0; {_CHANGE}"
-    if limit.taken > limit.n:  # the number was lowered
-        return f"it is free when {limit.taken - limit.n + 1:,} of their runs have ended; {_CHANGE}"
+    if limit.running > limit.n:  # the number was lowered
+        return f"it is free when {limit.running - limit.n + 1:,} of their runs have ended; {_CHANGE}"
     return f"a run that ends frees its slot; {_CHANGE}"
 
 
-def _taken(limit: LimitRecord) -> str:
+def _taken(limit: LimitInfo) -> str:
     """Return a phrase that says how many slots are taken and names some of the jobs that hold them."""
     shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
-    more = [f"{limit.taken - len(shown):,} more"] * (limit.taken > len(shown) > 0)
+    more = [f"{limit.running - len(shown):,} more"] * (limit.running > len(shown) > 0)
     held_by = f" by {', '.join([*shown, *more])}" if shown else ""
-    return f"{limit.taken:,} of {limit.n:,} {'is' if limit.taken == 1 else 'are'} taken{held_by}"
+    return f"{limit.running:,} of {limit.n:,} {'is' if limit.running == 1 else 'are'} taken{held_by}"
 
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:

@@ -13,44 +13,12 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import check_operator, recorded
 from taskflow.app.declared_limits import Concurrency, Limit, Rate
 from taskflow.app.job_type import JobType
-from taskflow.broker.admin import LimitedJob, LimitRecord
+from taskflow.broker.admin import LimitInfo
 from taskflow.model.clock import to_microseconds
 from taskflow.model.ids import check_key
 from taskflow.model.limits import MAX_MOST, RATE, SLOTS, Gate, gate_id
 from taskflow.model.masking import HIDDEN
 from taskflow.model.printable import nearest, shown
-
-
-class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit, for one value of its key, that currently holds up jobs or whose number was set.
-
-    `limit`     its name: the job's name, or the name of the shared `Limit`
-    `key`       the value of its key; "" if it has none
-    `n`         the number in force
-    `is_set`    True if `limits.set` has set the number, False if it is the declared one
-    `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
-    `waiting`   how many jobs are waiting for a slot, up to 1,000; 0 for a rate, whose jobs wait for their start times instead.
-                `list` counts them for at most 200 limits; for the rest, this is 1 if any job is waiting
-    `per`       the period of a rate, in seconds; None for a `Concurrency`
-    `burst`     for a rate, how many jobs may start at once
-    `opens_in`  for a rate, the seconds until a job sent now could start, behind those already waiting; otherwise 0
-    `closed_for`  for a rate, the seconds for which a `RateLimited` keeps it closed; otherwise 0
-    `holders`   at most ten of the jobs that hold a slot, running ones first. Only 1,000 running and 1,000 ready jobs are searched
-    `next`      up to ten waiting jobs that will get through next, in order
-    """
-
-    limit: str
-    key: str
-    n: int
-    is_set: bool
-    running: int
-    waiting: int
-    per: float | None
-    burst: int
-    opens_in: float
-    closed_for: float = 0.0
-    holders: tuple[LimitedJob, ...] = ()
-    next: tuple[LimitedJob, ...] = ()
 
 
 class Limits:
@@ -90,16 +58,10 @@ class Limits:
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
         """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one."""
-        found = await default_app().client().call(lambda broker: broker.admin.limits(limit))
-        return [limit_info_of(record) for record in found]
+        return await default_app().client().call(lambda broker: broker.admin.limits(limit))
 
 
 limits: Final = Limits()
-
-
-def limit_info_of(record: LimitRecord) -> LimitInfo:
-    fields = msgspec.structs.asdict(record)
-    return LimitInfo(running=fields.pop("taken"), **fields)
 
 
 def gate_of(name: str, key: str, rule: Concurrency | Rate, n: int) -> Gate:

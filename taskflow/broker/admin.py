@@ -47,14 +47,29 @@ class LimitedJob(msgspec.Struct, frozen=True, kw_only=True):
     is_running: bool
 
 
-class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A gate, which is a limit for one value of its key: see `taskflow.app.limits.LimitInfo`. `taken` is the number of slots held."""
+class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit, for one value of its key, that currently holds up jobs or whose number was set.
+
+    `limit`     its name: the job's name, or the name of the shared `Limit`
+    `key`       the value of its key; "" if it has none
+    `n`         the number in force
+    `is_set`    True if `limits.set` has set the number, False if it is the declared one
+    `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
+    `waiting`   how many jobs are waiting for a slot, up to 1,000; 0 for a rate, whose jobs wait for their start times instead.
+                `list` counts them for at most 200 limits; for the rest, this is 1 if any job is waiting
+    `per`       the period of a rate, in seconds; None for a `Concurrency`
+    `burst`     for a rate, how many jobs may start at once
+    `opens_in`  for a rate, the seconds until a job sent now could start, behind those already waiting; otherwise 0
+    `closed_for`  for a rate, the seconds for which a `RateLimited` keeps it closed; otherwise 0
+    `holders`   at most ten of the jobs that hold a slot, running ones first. Only 1,000 running and 1,000 ready jobs are searched
+    `next`      up to ten waiting jobs that will get through next, in order
+    """
 
     limit: str
     key: str
     n: int
     is_set: bool
-    taken: int
+    running: int
     waiting: int
     per: float | None
     burst: int
@@ -323,7 +338,7 @@ class Admin(Protocol):
         """Return up to `limit` actions, newest first. With `before`, return only actions with lower numbers. [admin_acts]"""
         ...
 
-    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitInfo]:
         """Return the gates of one limit, or of all limits, that are in use or whose number an operator has set. The gates with the most
         waiting jobs come first. With `job`, return instead those gates of the job with this id that are in use. [admin_limits]"""
         ...

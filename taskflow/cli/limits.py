@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.app.limits import LimitInfo, limit_info_of, limits
+from taskflow.app.limits import limits
+from taskflow.broker.admin import LimitInfo
 from taskflow.cli.command import existing_broker, on_store, operator, with_store
 from taskflow.cli.modules import import_targets
 from taskflow.cli.terminal import room, show
@@ -22,7 +23,7 @@ NONE: Final = "no limit holds up a job, and no number was set"
 @on_store
 async def list_limits(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
-    found = [limit_info_of(record) for record in await broker.admin.limits()]
+    found = await broker.admin.limits()
     if arguments.names:
         found = [info for info in found if info.limit in arguments.names]
     return show(arguments, map(msgspec.structs.asdict, found), _rows(found, is_detailed=bool(arguments.names)) if found else iter([NONE]))

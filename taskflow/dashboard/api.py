@@ -15,10 +15,10 @@ from starlette.routing import Route
 from taskflow.app.app import default_app
 from taskflow.app.explanation import Reason
 from taskflow.app.job_display import IN_FULL, arguments_of, record_json, result_of
-from taskflow.app.limits import LimitInfo, limits
+from taskflow.app.limits import limits
 from taskflow.app.operate import FailureGroup, WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import ScheduleInfo, schedules
-from taskflow.broker.admin import QueueInfo
+from taskflow.broker.admin import LimitInfo, QueueInfo
 from taskflow.dashboard import pages
 from taskflow.dashboard.rendering import root_of
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole

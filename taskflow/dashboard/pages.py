@@ -20,10 +20,10 @@ from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBroker
 from taskflow.app.explanation import Reason, facts_of, own_facts_of, reasons, unknown_jobs
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
-from taskflow.app.limits import LimitInfo, limit_info_of, limits
+from taskflow.app.limits import limits
 from taskflow.app.operate import MAX_READ, Failures, WorkerInfo, failure_groups, group_ids, operate
 from taskflow.app.schedules import schedules
-from taskflow.broker.admin import FailureGroupRecord, Page, QueueInfo, View
+from taskflow.broker.admin import FailureGroupRecord, LimitInfo, Page, QueueInfo, View
 from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
@@ -251,7 +251,7 @@ async def why(record: Record, now: datetime) -> tuple[list[Reason], list[LimitIn
         call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS)),
         call(lambda broker: own_facts_of(broker, record)),
     )
-    return reasons(record, facts, own), [limit_info_of(limit) for limit in own.limits]
+    return reasons(record, facts, own), list(own.limits)
 
 
 async def record_of(text: str) -> Record:

@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY, Collector
 
 from taskflow.app.middleware import Telemetry
-from taskflow.broker.admin import LimitRecord, QueueInfo
+from taskflow.broker.admin import LimitInfo, QueueInfo
 from taskflow.model.measures import unpack_measures
 from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 
@@ -142,7 +142,7 @@ def _buckets(bins: Mapping[int, int]) -> list[tuple[str, float]]:
 
 
 def store_page(
-    queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int, limits: Sequence[LimitRecord] = ()
+    queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int, limits: Sequence[LimitInfo] = ()
 ) -> bytes:
     """Return a store's metrics as text: its jobs and the oldest ready one by queue, events, workers and limits."""
     registry = CollectorRegistry()
@@ -177,7 +177,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
     yield GaugeMetricFamily("taskflow_workers", "Living workers.", workers)
 
 
-def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
+def limit_metrics(limits: Sequence[LimitInfo]) -> Generator[Metric]:
     """Add up each limit's jobs over its keys. Limits beyond the first `MAX_LIMITS` are added up as "_other". Omits rate limits."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
@@ -185,7 +185,7 @@ def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
     for limit in limits:
         if limit.per is None:
             counts = found.setdefault(limit.limit if limit.limit in found or len(found) < MAX_LIMITS else "_other", Counter())
-            counts.update(holding=limit.taken, waiting=limit.waiting, full=int(limit.waiting > 0))
+            counts.update(holding=limit.running, waiting=limit.waiting, full=int(limit.waiting > 0))
     for name, counts in found.items():
         for state in ("holding", "waiting"):
             jobs.add_metric((name, state), counts[state])

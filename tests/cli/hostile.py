@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, LimitedJob, LimitRecord, Metrics, Page, QueueInfo, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, LimitedJob, LimitInfo, Metrics, Page, QueueInfo, Redone, View
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.audit import Action, ActionRecord
@@ -114,10 +114,18 @@ class HostileBroker:
         sample = self.records[0].id
         return [FailureGroupRecord(fingerprint=bytes(8), count=HUGE, first=never, last=never, jobs=counts, deploys=counts, sample=sample)]
 
-    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitInfo]:
         holder = LimitedJob(id=id_text(bytes(16)), job=self._text, queue=self._text, is_running=True)
-        numbers: dict[str, Any] = {"n": HUGE, "is_set": True, "taken": HUGE, "waiting": HUGE, "per": None, "burst": HUGE, "opens_in": 1e300}
-        return [LimitRecord(limit=self._text, key=self._text, holders=(holder,), next=(holder,), **numbers)]
+        numbers: dict[str, Any] = {
+            "n": HUGE,
+            "is_set": True,
+            "running": HUGE,
+            "waiting": HUGE,
+            "per": None,
+            "burst": HUGE,
+            "opens_in": 1e300,
+        }
+        return [LimitInfo(limit=self._text, key=self._text, holders=(holder,), next=(holder,), **numbers)]
 
     async def record_action(self, action: Action) -> None: ...
 

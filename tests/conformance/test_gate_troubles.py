@@ -38,7 +38,7 @@ async def statuses(world: World, *jobs: Envelope | Lease) -> list[Status | None]
 
 async def taken(world: World) -> dict[str, tuple[int, int]]:
     """Return the slots taken and the jobs that wait, for each limit."""
-    return {record.limit: (record.taken, record.waiting) for record in await world.broker.admin.limits()}
+    return {record.limit: (record.running, record.waiting) for record in await world.broker.admin.limits()}
 
 
 def ended(lease: Lease) -> Settlement:

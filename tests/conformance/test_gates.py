@@ -631,8 +631,8 @@ async def test_admin_limits(world: World) -> None:
     await world.add(limits=(gate(5, "other", "k"), rate(6, limit="rated")))
     await world.broker.admin.pause("elsewhere")
     first, other, rated = await world.broker.admin.limits()
-    assert (first.limit, first.key, first.n, first.taken, first.waiting, first.per) == ("limit", "", 1, 1, 2, None)
-    assert (other.limit, other.key, other.taken, other.waiting, other.is_set) == ("other", "k", 1, 0, False)
+    assert (first.limit, first.key, first.n, first.running, first.waiting, first.per) == ("limit", "", 1, 1, 2, None)
+    assert (other.limit, other.key, other.running, other.waiting, other.is_set) == ("other", "k", 1, 0, False)
     assert (rated.limit, rated.n, rated.per, rated.burst, rated.opens_in) == ("rated", 6, 60.0, 1, 10.0)
     assert await world.broker.admin.limits("other") == [other]
 
@@ -644,7 +644,7 @@ async def test_admin_limits__jobs(world: World) -> None:
     await world.add(limits=(gate(1, "elsewhere"), rate(6, limit="rated")))
     [lease] = await world.claim(await world.a_session(), ["q1"], 1)
     for found in (await world.broker.admin.limits("limit"), (await world.broker.admin.limits(job=jobs[-1].id))[:1]):
-        assert (found[0].taken, found[0].n, found[0].waiting) == (12, 12, 12)
+        assert (found[0].running, found[0].n, found[0].waiting) == (12, 12, 12)
         running, *ready = found[0].holders
         assert running == LimitedJob(id=id_text(lease.envelope.id), job=jobs[1].job, queue="q1", is_running=True)
         assert {each.is_running for each in ready} == {False}
@@ -652,7 +652,7 @@ async def test_admin_limits__jobs(world: World) -> None:
         assert len(ready) == 9
         assert [each.id for each in found[0].next] == [id_text(job.id) for job in jobs[12:22]]
     first, other = await world.broker.admin.limits(job=jobs[0].id)
-    assert ((first.limit, other.limit, other.key), other.taken, len(other.holders), other.next) == (("limit", "other", "k"), 12, 10, ())
+    assert ((first.limit, other.limit, other.key), other.running, len(other.holders), other.next) == (("limit", "other", "k"), 12, 10, ())
     assert await world.broker.admin.limits(job=bytes(16)) == []
     assert [each.holders for each in await world.broker.admin.limits("rated")] == [()]
 
@@ -668,7 +668,7 @@ async def test_admin_set_limit(world: World) -> None:
     await world.broker.admin.set_limit(gate(1), is_set=False)
     await limited(world, 2)
     [found] = await world.broker.admin.limits()
-    assert (found.n, found.is_set, found.taken) == (2, False, 3)
+    assert (found.n, found.is_set, found.running) == (2, False, 3)
 
 
 async def test_admin_set_limit__kept(world: World) -> None:
@@ -767,5 +767,5 @@ async def test_gate_never_over__whatever_happens(world: World) -> None:
         for each in gates:
             found, of_gate = listed.get(each.limit), await statuses(world, *[job for job in sent if each in job.limits])
             holders = of_gate.count(Status.READY) + of_gate.count(Status.RUNNING)
-            assert holders == (0 if found is None else found.taken) <= each.most
-            assert found is None or found.taken == found.n or not found.waiting
+            assert holders == (0 if found is None else found.running) <= each.most
+            assert found is None or found.running == found.n or not found.waiting

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, LimitInfo, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Notes, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -186,7 +186,7 @@ class ReferenceConsole:
     async def cancel_flow(self, flow: bytes) -> int:
         raise NotImplementedError
 
-    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitInfo]:
         return []  # it has no limits
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:

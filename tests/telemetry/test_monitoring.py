@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskflow.broker.admin import LimitRecord, QueueInfo
+from taskflow.broker.admin import LimitInfo, QueueInfo
 from taskflow.model import verdict as verdicts
 from taskflow.model.measures import Measure, pack_measures
 from taskflow.model.record import Status
@@ -87,7 +87,7 @@ def metrics() -> dict[str, dict[str, set[str]]]:
     measure = Measure(runs=dict.fromkeys(outcomes(), 1), waits={1: 1}, times={1: 1})
     facts = WorkerFacts(measures=pack_measures({("default", "mail"): measure}), broker_errors={"claiming": 1})
     queue = QueueInfo(name="default", is_paused=False, counts=dict.fromkeys(Status, 0))
-    limit = LimitRecord(limit="charge", key="", n=1, is_set=False, taken=1, waiting=1, per=None, burst=1, opens_in=0.0)
+    limit = LimitInfo(limit="charge", key="", n=1, is_set=False, running=1, waiting=1, per=None, burst=1, opens_in=0.0)
     found = defaultdict[str, dict[str, set[str]]](dict)
     for page in (page_of([facts]), store_page([queue], {"default": {"claim": 1}}, 1, [limit])):
         for sample in itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(page.decode())):

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from taskflow import Worker, configure
-from taskflow.broker.admin import LimitRecord, QueueInfo
+from taskflow.broker.admin import LimitInfo, QueueInfo
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.measures import MAX_BIN, Measure, pack_measures
 from taskflow.model.record import Status
@@ -84,8 +84,8 @@ def a_store_page() -> bytes:
     return store_page(queues, {"mail": {"claim": 7, "dropped over the cap": 1}}, 4, [a_limit("acme", 3, 9), a_limit("umbrella", 1, 0)])
 
 
-def a_limit(key: str, taken: int, waiting: int, limit: str = "charge", per: float | None = None) -> LimitRecord:
-    return LimitRecord(limit=limit, key=key, n=3, is_set=False, taken=taken, waiting=waiting, per=per, burst=1, opens_in=0.0)
+def a_limit(key: str, taken: int, waiting: int, limit: str = "charge", per: float | None = None) -> LimitInfo:
+    return LimitInfo(limit=limit, key=key, n=3, is_set=False, running=taken, waiting=waiting, per=per, burst=1, opens_in=0.0)
 
 
 def test_limits_are_added_up_over_their_keys() -> None:

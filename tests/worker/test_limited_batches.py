@@ -110,7 +110,7 @@ async def test_gathered_jobs_hold_the_slots_of_their_limit(broker: Broker) -> No
     async with a_worker():
         await until_running(handles[1])
         [found] = await broker.admin.limits()
-        assert (found.taken, found.waiting) == (2, 4)
+        assert (found.running, found.waiting) == (2, 4)
         assert await results(handles) == list(range(6))
     assert [len(call) for call in Calls.made] == [2, 2, 2]
     assert await broker.admin.limits() == []

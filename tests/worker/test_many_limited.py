@@ -94,7 +94,7 @@ async def test_jobs_that_wait_at_a_full_limit_cost_an_idle_worker_nothing(comman
     print(f"{JOBS:,} jobs: {sent.total()} commands in {IDLE_FOR:g} s")
     assert 0 < sent.total() <= IDLE_FOR
     [limit] = await broker.admin.limits()
-    assert (limit.taken, limit.waiting, Runs.ended.total()) == (0, 1_000, 0)
+    assert (limit.running, limit.waiting, Runs.ended.total()) == (0, 1_000, 0)
 
 
 @on(BROKERS)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, LimitInfo, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.engine import admin, history, job_pauses, jobs, limits, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
@@ -172,7 +172,7 @@ class EngineAdmin:
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return await self._run(admin.actions(before, limit))
 
-    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitInfo]:
         return await self._run(limits.records(limit, job))
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:

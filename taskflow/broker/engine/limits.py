@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from taskflow.broker.admin import LimitedJob, LimitRecord
+from taskflow.broker.admin import LimitedJob, LimitInfo
 from taskflow.broker.engine import gates
 from taskflow.broker.engine.decisions import decide, each_portion
 from taskflow.broker.engine.draft import Draft, Plain
@@ -37,7 +37,7 @@ MAX_EXAMINED: Final = 1_000
 Found = list[tuple[Plain, Gate]]
 
 
-def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitRecord]]:
+def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitInfo]]:
     """Return the gates of one limit or of one job. If both are None, return those of all limits that are in use or have a set number. The
     gates with the most waiting jobs come first."""
     found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
@@ -92,15 +92,15 @@ def _limited(job: Job) -> LimitedJob:
     return LimitedJob(id=id_text(job.id), job=job.header["job"], queue=job.queue, is_running=job.status == RUNNING)
 
 
-def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[Job], following: Sequence[Job]) -> LimitRecord:
+def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[Job], following: Sequence[Job]) -> LimitInfo:
     header = record.header
     opens_at = earliest(header["tat"], header["closed_until"], gate, now) if gate.per > 0 and gate.most > 0 else now
-    return LimitRecord(
+    return LimitInfo(
         limit=gate.limit,
         key=gate.key,
         n=gate.most,
         is_set=bool(header["is_set"]),
-        taken=header["taken"],
+        running=header["taken"],
         waiting=waiting,
         per=to_seconds(gate.per) if gate.per else None,
         burst=gate.burst,
