@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import msgspec
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import flows, gates, moves, pages, turns
-from taskflow.broker.engine.decisions import MAX_LOOKED_AT, PORTION, decide, each_portion, follow, give_back
+from taskflow.broker.engine.decisions import MAX_LOOKED_AT, decide, each_portion, follow, give_back, portions
 from taskflow.broker.engine.draft import Draft, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -185,17 +185,13 @@ def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
         return Redone.OK
 
     redone, left, again = list[Redone](), Left(), set[Ref]()
-    for portion in _portions(refs):
+    for portion in portions(refs):
         redone += yield from decide_once([ref.id for ref in portion], one, rules, Query(portion, MOVE_SCANS), left=left)
     yield from follow(left, rules, most=MAX_LOOKED_AT)
-    for portion in _portions([*members]):
+    for portion in portions([*members]):
         seen: Snapshot = yield Query(portion)
         again.update(ref for ref, record in seen.records.items() if flows.was_cancelled_by_flow(record))
     return [Redone.CANCELLED_AGAIN if answer is Redone.OK and ref in again else answer for ref, answer in zip(refs, redone, strict=True)]
-
-
-def _portions(refs: Sequence[Ref]) -> Iterator[tuple[Ref, ...]]:
-    return (tuple(refs[first : first + PORTION]) for first in range(0, len(refs), PORTION))
 
 
 # --- flows ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ jobs that wait at a gate (a limit) which now has room, and jobs in the same flow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -301,6 +301,10 @@ def each_portion(scan: Scan, take: Callable[[list[Entry]], object]) -> Operation
         if len(seen.scans[0]) < PORTION:
             return
         after = seen.scans[0][-1].position
+
+
+def portions(items: Sequence[T]) -> Iterator[tuple[T, ...]]:
+    return (tuple(items[first : first + PORTION]) for first in range(0, len(items), PORTION))
 
 
 def _give_up(draft: Draft, job_id: bytes) -> bool:

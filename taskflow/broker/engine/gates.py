@@ -24,7 +24,7 @@ from taskflow.broker.engine import turns
 from taskflow.broker.engine.draft import Draft, Foreseen, Missing, Plain
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import NOW, After, Operation, Query, Record, Ref, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, interval, paid
@@ -86,7 +86,7 @@ def declare(draft: Draft, limits: Sequence[Gate]) -> None:
             put(draft, record)
 
 
-def in_force(record: Plain, gate: Gate) -> Gate:
+def in_force(record: Plain | Record, gate: Gate) -> Gate:
     """Return the gate with the numbers from its record, or unchanged if the record can't be decoded."""
     try:
         body = _decode(record.state) if isinstance(record.state, bytes) else None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from taskflow.broker.admin import LimitedJob, LimitInfo
 from taskflow.broker.engine import gates
-from taskflow.broker.engine.decisions import decide, each_portion
-from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.decisions import PORTION, decide, each_portion, portions
+from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, enter
-from taskflow.broker.engine.records import RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import NOW, Entry, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.records import RUNNING, SCHEDULED, Flag, Kind
+from taskflow.broker.engine.seam import NOW, Entry, Operation, Query, Record, Ref, Scan, Snapshot
 from taskflow.model.clock import to_seconds
 from taskflow.model.ids import id_text
 from taskflow.model.limits import Gate, earliest, interval
@@ -34,13 +34,11 @@ MAX_SHOWN: Final = 10
 MAX_EXAMINED: Final = 1_000
 """The maximum number of running jobs, and of ready jobs with limits, that are read to find holders."""
 
-Found = list[tuple[Plain, Gate]]
-
 
 def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitInfo]]:
     """Return the gates of one limit or of one job. If both are None, return those of all limits that are in use or have a set number. The
     gates with the most waiting jobs come first."""
-    found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
+    found = yield from _found(limit, job_id)
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     scans = [Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded]
     scans += [Scan("gated", MAX_SHOWN, (gate_id,)) for gate_id in crowded]
@@ -61,27 +59,23 @@ def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitInfo
     return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
 
 
-def _listed(limit: str | None) -> Operation[Found]:
-    seen: Snapshot = yield Query(scans=(Scan("gates", MAX_LISTED),))
-    found: Found = []
-    for entry in seen.scans[0]:
-        assert entry.record is not None
-        record = Plain(entry.ref, dict(entry.record.header), entry.record.state)
-        gate = gates.in_force(record, Gate(entry.ref.id, "", "", record.header["most"]))
-        if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
-            found.append((record, gate))
-    return found
-
-
-def _of_job(job_id: bytes) -> Operation[Found]:
-    ref = Ref(Kind.JOB, job_id)
-    job: Snapshot = yield Query((ref,))
-    record = job.records[ref]
-    limits = () if record is None else Job.of_record(record).limits
-    seen: Snapshot = yield Query(tuple(gates.refs_of(limits)))
-    stored = [(gate, seen.records[Ref(Kind.GATE, gate.id)]) for gate in limits]
-    plain = [(Plain(each.ref, dict(each.header), each.state), gate) for gate, each in stored if each is not None]
-    return [(each, gates.in_force(each, gate)) for each, gate in plain]
+def _found(limit: str | None, job_id: bytes | None) -> Operation[list[tuple[Record, Gate]]]:
+    """Return the stored gates, without those of paused queues, each with its numbers in force."""
+    if job_id is None:
+        declared: Sequence[Gate] = ()
+        listed: Snapshot = yield Query(scans=(Scan("gates", MAX_LISTED),))
+        stored = [entry.record for entry in listed.scans[0]]
+    else:
+        ref = Ref(Kind.JOB, job_id)
+        job: Snapshot = yield Query((ref,))
+        record = job.records[ref]
+        declared = () if record is None else Job.of_record(record).limits
+        seen: Snapshot = yield Query(tuple(gates.refs_of(declared)))
+        stored = list(seen.records.values())
+    names = {gate.id: gate for gate in declared}
+    found = [(each, names.get(each.ref.id) or Gate(each.ref.id, "", "", each.header["most"])) for each in stored if each is not None]
+    in_force = [(record, gates.in_force(record, gate)) for record, gate in found]
+    return [each for each in in_force if limit in (None, each[1].limit) and each[1].id != gates.of_pause(each[1].limit).id]
 
 
 def _jobs(entries: Iterable[Entry]) -> list[Job]:
@@ -92,7 +86,7 @@ def _limited(job: Job) -> LimitedJob:
     return LimitedJob(id=id_text(job.id), job=job.header["job"], queue=job.queue, is_running=job.status == RUNNING)
 
 
-def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[Job], following: Sequence[Job]) -> LimitInfo:
+def _shown(record: Record, gate: Gate, now: int, waiting: int, holders: Sequence[Job], following: Sequence[Job]) -> LimitInfo:
     header = record.header
     opens_at = earliest(header["tat"], header["closed_until"], gate, now) if gate.per > 0 and gate.most > 0 else now
     return LimitInfo(
@@ -145,32 +139,45 @@ def _pay_anew(gate_id: bytes, rules: Rules) -> Operation[None]:
         paid = [job for job in _jobs(entries) if job.state.paid == gate_id]
         found.extend([job.ref, Ref(Kind.QUEUE, job.queue.encode()), *gates.refs_of(job.limits)] for job in paid)
 
-    yield from each_portion(Scan("to_admit", AT_ONCE), find)
-    for first in range(0, len(found), AT_ONCE):
-        portion = found[first : first + AT_ONCE]
+    yield from each_portion(Scan("to_admit", PORTION), find)
+    for portion in portions(found):
         refs = {ref for each in portion for ref in each}
         yield from decide([each[0] for each in portion], one, rules, refs, scans=MOVE_SCANS, locked=False)
 
 
 # --- after another program has changed records --------------------------------------------------------------------
 
-AT_ONCE: Final = 500
 MAX_COMPARED: Final = 5_000
 
+HOLDERS: Final = ("holding", "leases")
+"""The indexes that contain the jobs which hold slots."""
 
-def miscounted() -> Operation[set[tuple[bytes, int]]]:
+
+def miscounted() -> Operation[set[tuple[Ref, int]]]:
     """Return the gates whose number of taken slots is wrong, each with the difference. While other clients change records, some gates may
     only seem wrong. If there are too many gates, or jobs that hold slots, return none."""
     seen: Snapshot = yield Query(scans=tuple([Scan(index, MAX_COMPARED) for index in ("gates", *HOLDERS)]))
     if MAX_COMPARED in map(len, seen.scans):
         return set()
-    held = Counter(_slots_of(itertools.chain(*seen.scans[1:])))
-    found = [(entry.ref.id, entry.record.header["taken"] - held[entry.ref.id]) for entry in seen.scans[0] if entry.record is not None]
-    return {(gate_id, difference) for gate_id, difference in found if difference}
+    return set(_differences(seen.scans[0], Counter(_slots_of(itertools.chain(*seen.scans[1:])))))
 
 
-HOLDERS: Final = ("holding", "leases")
-"""The indexes that contain the jobs which hold slots."""
+def recount(rules: Rules) -> Operation[int]:
+    """Correct each gate's number of taken slots, and return how many gates were wrong. No worker may be running."""
+    held, wrong = Counter[bytes](), list[Ref]()
+
+    def one(draft: Draft, ref: Ref) -> None:
+        record = draft.plain(*ref)
+        if record is not None:
+            record.header["taken"] = held[ref.id]
+            gates.put(draft, record)
+
+    for index in HOLDERS:
+        yield from each_portion(Scan(index, PORTION), lambda entries: held.update(_slots_of(entries)))
+    yield from each_portion(Scan("gates", PORTION), lambda entries: wrong.extend(ref for ref, _ in _differences(entries, held)))
+    for refs in portions(wrong):
+        yield from decide(refs, one, rules, refs, scans=MOVE_SCANS)
+    return len(wrong)
 
 
 def _slots_of(entries: Iterable[Entry]) -> Iterator[bytes]:
@@ -178,35 +185,7 @@ def _slots_of(entries: Iterable[Entry]) -> Iterator[bytes]:
         yield from [gate.id for gate in job.limits if job.has(Flag.LIMITED) and not gate.per]
 
 
-def recount(rules: Rules) -> Operation[int]:
-    """Correct each gate's number of taken slots, and return how many gates were wrong. No worker may be running."""
-    held = Counter[bytes]()
-    for index in HOLDERS:
-        after: Position | None = None
-        while True:
-            seen: Snapshot = yield Query(scans=(Scan(index, AT_ONCE, after=after),))
-            held.update(_slots_of(seen.scans[0]))
-            if len(seen.scans[0]) < AT_ONCE:
-                break
-            after = seen.scans[0][-1].position
-    corrected, after = 0, None
-    while True:
-        found: Snapshot = yield Query(scans=(Scan("gates", AT_ONCE, after=after, with_records=False),))
-        refs = [entry.ref for entry in found.scans[0]]
-        corrected += sum((yield from decide(refs, _corrector(held), rules, refs, scans=MOVE_SCANS)))
-        if len(refs) < AT_ONCE:
-            return corrected
-        after = found.scans[0][-1].position
-
-
-def _corrector(held: Counter[bytes]) -> Callable[[Draft, Ref], bool]:
-    def one(draft: Draft, ref: Ref) -> bool:
-        record = draft.plain(*ref)
-        gate = None if record is None else gates.in_force(record, Gate(ref.id, "", "", 0))
-        if record is None or gate is None or gate.per or record.header["taken"] == held[ref.id]:
-            return False
-        record.header["taken"] = held[ref.id]
-        gates.put(draft, record)
-        return True
-
-    return one
+def _differences(entries: Iterable[Entry], held: Counter[bytes]) -> Iterator[tuple[Ref, int]]:
+    for entry in entries:
+        if entry.record is not None and (difference := entry.record.header["taken"] - held[entry.ref.id]):
+            yield entry.ref, difference

@@ -295,9 +295,9 @@ moves.enter: gate_acts: a retried job passes its gates without a slot
 - gates.admit(draft, job)
 + True
 
-limits._listed: admin_limits: limits that hold up jobs are not listed
-- if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
-+ if False:
+limits._found: admin_limits: limits that hold up jobs are not listed
+- if limit in (None, each[1].limit) and each[1].id != gates.of_pause(each[1].limit).id
++ if False
 
 limits.records: admin_limits: the jobs that hold slots are not found
 - job.has(Flag.LIMITED)
