@@ -52,15 +52,13 @@ class Foreseen(NamedTuple):
     """Facts that are known in advance, so that decisions need no second query.
 
     `waiting`  for each gate, how many of its waiting jobs the decisions will probably need
-    `paused`   the ids of the paused queues, or None if they aren't known. If a pause begins in the meantime, it takes the slots back
-    `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
+    `scans`    scans without records: for the first job of each line (see turns.py) that jobs will probably join, or for paused queues
     `seen`     the answer to the first query, if the caller has made it
     `after`    for a gate whose first waiting jobs don't matter, the position after which the others begin
     """
 
     waiting: Mapping[bytes, int] = {}
-    paused: frozenset[bytes] | None = None
-    heads: frozenset[Scan] = frozenset()
+    scans: frozenset[Scan] = frozenset()
     seen: Snapshot | None = None
     after: Mapping[bytes, Position] = {}
 
@@ -111,7 +109,7 @@ class Draft:
     """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are the query's scans for gates and lines (see turns.py). Their entries come last in `seen`."""
+        """`scans` are the query's scans for gates, and those in `Foreseen.scans`. Their entries come last in `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
@@ -121,15 +119,13 @@ class Draft:
         """The actions on flows that the decisions begin."""
         self.opened = set[bytes]()
         """The gates that now have room and may have waiting jobs: see gates.py."""
-        self.paused: frozenset[bytes] | None = None
-        """The ids of the paused queues, or None if they aren't known."""
         self.wanted = Counter[bytes]()
         """For each gate with too few waiting jobs loaded, how many the decisions need to see."""
         self.unseen = set[Scan]()
         """The lines (see turns.py) whose first job the decisions need to see."""
         self._freed = Counter[bytes]()
         found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
-        self._heads = {scan: entries for scan, entries in found.items() if not scan.with_records}
+        self.scanned = {scan: entries for scan, entries in found.items() if not scan.with_records}
         scans = [scan for scan in scans if scan.with_records]
         self._waiting = {scan.prefix[0]: deque(found[scan]) for scan in scans}
         for entries in self._waiting.values():
@@ -219,7 +215,7 @@ class Draft:
     def require(self, refs: Iterable[Ref], *, frees: bool = False, heads: Iterable[Scan] = ()) -> None:
         """Register which of these records and scans weren't loaded, and raise Missing if anything is missing. With `frees`, the refs are
         gates that get a free slot, so their waiting jobs are needed too."""
-        self.unseen.update(scan for scan in heads if scan not in self._heads)
+        self.unseen.update(scan for scan in heads if scan not in self.scanned)
         for ref in refs:
             is_known = ref in self._current or ref in self._stored
             if not is_known:
@@ -234,7 +230,7 @@ class Draft:
 
     def head(self, line: Scan) -> Entry | None:
         """Return a line's first entry as it was before these decisions, or None if the line was empty. Call `require` first."""
-        return next(iter(self._heads[line]), None)
+        return next(iter(self.scanned[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:
         """Return the entries of the jobs that wait at a gate, in order, or None if they weren't queried. Decisions remove the entries that
@@ -346,7 +342,7 @@ def decide(
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers, foreseen = dict[int, T](), foreseen or Foreseen()
-    known, sizes, heads, is_locked = set(look.refs), dict(foreseen.waiting), set(foreseen.heads), False
+    known, sizes, more, is_locked = set(look.refs), dict(foreseen.waiting), set(foreseen.scans), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
@@ -355,7 +351,7 @@ def decide(
             raise BrokerUnavailable(f"{why} the records of this call: try again")
         chosen = [items[number] for number in numbers]
         is_whole = tries == 1 if together is None else together
-        drafted = yield from _draft(chosen, one, rules, look, known, sizes, heads, together=is_whole, foreseen=foreseen)
+        drafted = yield from _draft(chosen, one, rules, look, known, sizes, more, together=is_whole, foreseen=foreseen)
         foreseen = foreseen._replace(seen=None)  # later rounds query again
         if drafted is None:
             rounds.append((numbers, tries + 1))
@@ -391,25 +387,25 @@ def _draft(
     look: Query,
     known: set[Ref],
     sizes: dict[bytes, int],
-    heads: set[Scan],
+    more: set[Scan],
     *,
     together: bool,
     foreseen: Foreseen,
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return the draft and the answers, or None if `MAX_CHAIN` queries are too few.
-    `sizes` maps each gate to how many waiting jobs to read there, and `heads` are the scans for the first jobs of lines."""
+    `sizes` maps each gate to how many waiting jobs to read there, and `more` are further scans."""
     seen = foreseen.seen
     for _ in range(MAX_CHAIN):
-        scans = [*(Scan("gated", size, (gate,), foreseen.after.get(gate)) for gate, size in sizes.items()), *heads]
+        scans = [*(Scan("gated", size, (gate,), foreseen.after.get(gate)) for gate, size in sizes.items()), *more]
         draft = Draft(seen or (yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
-        draft.paused, seen = foreseen.paused, None
+        seen = None
         answers = draft.decide(items, one, together=together)
         if not draft.lacks:
             return draft, answers
         if not (draft.wanted or draft.unseen):  # records may be of different moments: the steps expect the revisions of all of them
-            more: Snapshot = yield look._replace(refs=tuple(draft.missing), scans=(), groups=())
-            seen = more._replace(records=draft.seen.records | more.records, scans=draft.seen.scans, groups=draft.seen.groups)
+            rest: Snapshot = yield look._replace(refs=tuple(draft.missing), scans=(), groups=())
+            seen = rest._replace(records=draft.seen.records | rest.records, scans=draft.seen.scans, groups=draft.seen.groups)
         known |= draft.missing
-        heads |= draft.unseen
+        more |= draft.unseen
         sizes.update(draft.wanted)
     return None

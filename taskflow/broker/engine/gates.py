@@ -24,7 +24,7 @@ from taskflow.broker.engine import turns
 from taskflow.broker.engine.draft import Draft, Foreseen, Missing, Plain
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, After, Operation, Query, Record, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import NOW, After, Record, Ref, Scan
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, interval, paid
@@ -36,6 +36,8 @@ SPARE: Final = 2
 """How many waiting jobs to read beyond the number of slots that become free. Some of the jobs may have to wait at another gate."""
 
 MAX_PAUSED: Final = 1_000
+PAUSED: Final = Scan("paused", MAX_PAUSED, with_records=False)
+"""Finds the paused queues. If a pause begins after this scan, it takes back the slots of the queue's READY jobs."""
 
 PAYMENT_TTL: Final = 1.0
 """How many seconds after its due time a job that has paid for a rate may still start without paying again."""
@@ -63,18 +65,10 @@ def of_pause(queue: str) -> Gate:
     return Gate(gate_id(queue, "", kind=b"pause"), queue, "", 0)
 
 
-def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
-    """Query the facts that a decision needs if a slot of each gate becomes free. Return None if no gate has slots, or too many queues are
-    paused."""
+def foresee(limits: Sequence[Gate]) -> Foreseen | None:
+    """Return the facts that a decision needs if a slot of each gate becomes free, or None if no gate has slots."""
     freed = Counter([gate.id for gate in limits if not gate.per])
-    if not freed:
-        return None
-    paused = Scan("paused", MAX_PAUSED, with_records=False)
-    seen: Snapshot = yield Query(tuple([Ref(Kind.GATE, gate_id) for gate_id in freed]), (paused,))
-    if len(seen.scans[0]) == MAX_PAUSED:
-        return None
-    found = [record for record in seen.records.values() if record is not None and record.header["has_waiting"]]
-    return Foreseen({record.ref.id: freed[record.ref.id] + SPARE for record in found}, frozenset([entry.ref.id for entry in seen.scans[0]]))
+    return Foreseen({gate_id: number + SPARE for gate_id, number in freed.items()}, frozenset([PAUSED])) if freed else None
 
 
 def declare(draft: Draft, limits: Sequence[Gate]) -> None:
@@ -101,7 +95,7 @@ def admit(draft: Draft, job: Job) -> bool:
     """Take a slot of each of a job's gates, and pay its rates. If it has to wait, at a gate or for a rate, take none and return False."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
     draft.require(_refs_to_admit(draft, job))
-    if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
+    if _may_be_paused(draft, queue) and draft.plain(*queue) is not None:
         pause = of_pause(job.queue)
         _wait(draft, job, record_of(draft, pause))
         return False
@@ -125,7 +119,12 @@ def admit(draft: Draft, job: Job) -> bool:
 
 def _refs_to_admit(draft: Draft, job: Job) -> list[Ref]:
     queue = Ref(Kind.QUEUE, job.queue.encode())
-    return refs_of(job.limits) if draft.paused is not None and queue.id not in draft.paused else [*refs_of(job.limits), queue]
+    return [*refs_of(job.limits), queue] if _may_be_paused(draft, queue) else refs_of(job.limits)
+
+
+def _may_be_paused(draft: Draft, queue: Ref) -> bool:
+    paused = draft.scanned.get(PAUSED)
+    return paused is None or len(paused) == MAX_PAUSED or any(entry.ref == queue for entry in paused)
 
 
 def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:

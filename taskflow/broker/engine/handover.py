@@ -66,7 +66,7 @@ def by_step(runs: Sequence[Run], gate_ids: Sequence[bytes]) -> Operation[HandedO
         by_gate.setdefault(gate_id, []).append(number)
     refs = [Ref(Kind.JOB, run.id) for run in runs] + [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
     scans = (Scan("gated", len(numbers), (gate_id,)) for gate_id, numbers in by_gate.items())
-    seen: Snapshot = yield Query(tuple(refs), (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans), fields=_READ)
+    seen: Snapshot = yield Query(tuple(refs), (gates.PAUSED, *scans), fields=_READ)
     if len(seen.scans[0]) == gates.MAX_PAUSED:
         return HandedOver([], [])
     found = [seen.records[ref] for ref in refs[: len(runs)]]

@@ -61,7 +61,7 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
         if assumes_new and are_due and len(set(refs)) == len(refs):
             added = yield from _add_new(envelopes, refs, rules)
         lines = {turns.line_of(each.queue, each.priority) for each in envelopes if each.fair is not None}
-        foreseen = Foreseen(heads=frozenset(map(turns.first_of, lines)))
+        foreseen = Foreseen(scans=frozenset(map(turns.first_of, lines)))
         more: dict[str, Any] = {"scans": MOVE_SCANS, "grows": True, "together": True, "foreseen": foreseen}
         if added is not None:
             answers = added
@@ -134,8 +134,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     refs += [ref for settlement in others for ref in gates.refs_of(settlement.limits)]
     refs += [Ref(Kind.NOTE, note_id) for settlement in others for note_id in settlement.notes]
     refs += [ref for settlement in others for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up)]
-    limits = [gate for settlement in others for gate in settlement.limits]
-    foreseen = (yield from gates.foresee(limits)) if limits else None
+    foreseen = gates.foresee([gate for settlement in others for gate in settlement.limits])
     settled = yield from decide(others, _settle, rules, refs, scans=MOVE_SCANS, locked=Settled.HELD_UP, foreseen=foreseen)
     answers.update(zip(rest, settled, strict=True))
     return [answers[number] for number in range(len(settlements))]
