@@ -6,7 +6,8 @@ the general decision. Stores on a server do this in one call. The others build a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine import gates
@@ -15,21 +16,17 @@ from taskflow.broker.engine.draft import Plain
 from taskflow.broker.engine.job import fence_bytes
 from taskflow.broker.engine.records import READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import (
-    KEEP,
     NOW,
     After,
     Apply,
     Effect,
-    Entry,
     HandedOver,
     HandOver,
-    Keep,
     Operation,
     Put,
     Query,
     Record,
     Ref,
-    Rev,
     Run,
     Scan,
     Snapshot,
@@ -59,77 +56,50 @@ def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Oper
     return {chosen[number] for number in answer.ended}
 
 
-def by_step(runs: Sequence[Run], gate_ids: Sequence[bytes]) -> Operation[HandedOver]:
-    """Implement `Store.hand_over` with one ordinary step, for stores in this process, where nothing changes meanwhile."""
+def by_step(perform: Callable[[Effect], Any], runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+    """Implement `Store.hand_over` with a query and a step, for stores in this process, where nothing changes in between."""
     by_gate: dict[bytes, list[int]] = {}
     for number, gate_id in enumerate(gate_ids):
         by_gate.setdefault(gate_id, []).append(number)
-    refs = [Ref(Kind.JOB, run.id) for run in runs] + [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
+    jobs, of_gates = [Ref(Kind.JOB, run.id) for run in runs], [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
     scans = (Scan("gated", len(numbers), (gate_id,)) for gate_id, numbers in by_gate.items())
-    seen: Snapshot = yield Query(tuple(refs), (gates.PAUSED, *scans), fields=_READ)
-    if len(seen.scans[0]) == gates.MAX_PAUSED:
-        return HandedOver([], [])
-    found = [seen.records[ref] for ref in refs[: len(runs)]]
-    step, ended, opened = _Step(seen), list[int](), list[bytes]()
-    for (gate_id, numbers), waiting in zip(by_gate.items(), seen.scans[1:], strict=True):
-        ending = {
-            number: (record, runs[number])
-            for number in numbers
-            if (record := found[number]) is not None and _is_limited_run(record, runs[number])
-        }
-        gate = seen.records[Ref(Kind.GATE, gate_id)]
-        if gate is None or not ending or gate.header["taken"] < len(ending):
+    seen: Snapshot = perform(Query((*jobs, *of_gates), (gates.PAUSED, *scans), fields=_READ))
+    paused = {entry.ref.id for entry in seen.scans[0]}
+    ended, passed = dict[int, Record](), list[Record]()
+    changed, opened = list[tuple[Record, Plain | None]](), list[bytes]()
+    for ref, numbers, waiting in zip(of_gates, by_gate.values(), seen.scans[1:], strict=True):
+        gate, found = seen.records[ref], {number: seen.records[jobs[number]] for number in numbers}
+        ending = {number: job for number, job in found.items() if job is not None and _is_limited_run(job, runs[number])}
+        if gate is None or not ending or gate.header["taken"] < len(ending) or len(paused) == gates.MAX_PAUSED:
             continue
-        is_open = step.add(gate, [*ending.values()], waiting)
-        if is_open is not None:
-            ended += ending
-            opened += [gate_id] if is_open else []
+        room = max(0, gate.header["most"] - gate.header["taken"] + len(ending)) if gate.header["has_waiting"] else 0
+        passing = [entry.record for entry in waiting[: min(room, len(ending))] if entry.record is not None]
+        if all(_may_pass(waiter, paused) for waiter in passing):
+            ended |= ending
+            passed += passing
+            left = Plain(ref, gate.header | {"taken": gate.header["taken"] + len(passing) - len(ending)}, gate.state)
+            is_kept, is_open = gates.prepare(left)
+            changed.append((gate, left if is_kept else None))
+            opened += [ref.id] if is_open else []
     if ended:
-        yield Apply([step.made()])
-    return HandedOver(ended, opened)
+        perform(Apply([_step([(job, runs[number]) for number, job in ended.items()], passed, changed)]))
+    return HandedOver(list(ended), opened)
 
 
 _READ: Final = ("status", "flags", "priority", "queue", "due_at", "seq", "epoch", "session", "claim", "gate")
 """The fields that the decision and the positions of waiting jobs need. SQLite reads and unpacks a job's other fields in twice the time."""
 
 
-class _Step:
-    """Builds a single step that ends runs and passes on the slots of all gates."""
-
-    def __init__(self, seen: Snapshot) -> None:
-        self._paused = {entry.ref.id for entry in seen.scans[0]}
-        self._expect: dict[Ref, Rev] = {}
-        self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
-
-    def add(self, stored: Record, ending: Sequence[tuple[Record, Run]], waiting: Sequence[Entry]) -> bool | None:
-        """End runs, and pass on their slots at one gate. Return True if the gate still has room and waiting jobs, else False. Return None,
-        and add nothing, if a waiting job needs the general decision."""
-        gate = Plain(stored.ref, dict(stored.header), stored.state)
-        room = max(0, gate.header["most"] - gate.header["taken"] + len(ending)) if gate.header["has_waiting"] else 0
-        passing = [entry.record for entry in waiting[: min(room, len(ending))] if entry.record is not None]
-        if not all(_may_pass(waiter, self._paused) for waiter in passing):
-            return None
-        for job, run in ending:
-            self._change(job, Event.SUCCEED, _ended(run), run.result)
-        for waiter in passing:
-            self._change(waiter, Event.DUE, _READIED)
-        gate.header["taken"] += len(passing) - len(ending)
-        is_kept, is_open = gates.prepare(gate)
-        self._expect[stored.ref] = stored.rev
-        if not is_kept:
-            self._drops.append(gate.ref)
-        elif gate.header != stored.header:
-            self._puts.append(gate.to_put())
-        return is_open
-
-    def _change(self, job: Record, event: Event, header: dict[str, Any], content: bytes | Keep = KEEP) -> None:
-        self._expect[job.ref] = job.rev
-        self._puts.append(Put(job.ref, header, content=content))
-        counted = (job.header["queue"], event)
-        self._totals[counted] = self._totals.get(counted, 0) + 1
-
-    def made(self) -> Step:
-        return Step(self._expect, tuple(self._puts), tuple(self._drops), totals=self._totals)
+def _step(ended: Sequence[tuple[Record, Run]], passed: Sequence[Record], changed: Sequence[tuple[Record, Plain | None]]) -> Step:
+    """Return the step that ends runs, makes waiting jobs READY, and puts the changed gates, or drops those that become None."""
+    jobs, totals = [job for job, _ in ended], Counter[tuple[str, str]]()
+    totals.update((job.header["queue"], Event.SUCCEED) for job in jobs)
+    totals.update((job.header["queue"], Event.DUE) for job in passed)
+    puts = [Put(job.ref, _ended(run), content=run.result) for job, run in ended] + [Put(job.ref, _READIED) for job in passed]
+    puts += [gate.to_put() for stored, gate in changed if gate is not None and gate.header != stored.header]
+    drops = tuple([stored.ref for stored, gate in changed if gate is None])
+    expect = {record.ref: record.rev for record in (*jobs, *passed, *(stored for stored, _ in changed))}
+    return Step(expect, tuple(puts), drops, totals=totals)
 
 
 _READIED: dict[str, Any] = {"status": READY, "gate": None, "since": NOW}
@@ -165,19 +135,3 @@ def _ended(run: Run) -> dict[str, Any]:
         "ended_at": NOW,
         "fade_at": After(run.keep_for),
     }
-
-
-class ByStep:
-    """A base class of in-process stores that implements `hand_over` with `by_step`."""
-
-    def perform(self, effect: Effect) -> Any:
-        raise NotImplementedError
-
-    def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
-        operation, answer = by_step(runs, gate_ids), None
-        try:
-            while True:
-                answer = self.perform(operation.send(answer))
-        except StopIteration as end:
-            handed_over: HandedOver = end.value
-            return handed_over

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from taskflow.broker.engine.handover import ByStep
+from taskflow.broker.engine import handover
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, INDEXES, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
 from taskflow.broker.engine.seam import (
     MAX_FORGOTTEN,
@@ -16,6 +16,7 @@ from taskflow.broker.engine.seam import (
     Effect,
     Ended,
     Faded,
+    HandedOver,
     Put,
     Record,
     Ref,
@@ -34,7 +35,7 @@ CLAIM_NUMBER_BYTES: Final = 4
 NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if index.name == "notes")
 
 
-class MemoryStore(ByStep, RecordStore):
+class MemoryStore(RecordStore):
     """The complete store. Its hot operations (fast paths) decide by headers alone, without decoding bodies."""
 
     def perform(self, effect: Effect) -> Any:
@@ -169,6 +170,9 @@ class MemoryStore(ByStep, RecordStore):
         self._records[ref] = stored = Stored({"size": len(note)})
         stored.rev, stored.state, stored.places = rev, note, [(NOTES_INDEX, (ref.id,))]
         self._numbered[NOTES_INDEX].add((ref.id,), ref)
+
+    def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+        return handover.by_step(self.perform, runs, gate_ids)
 
     def promote(self, limit: int) -> tuple[int, int | None]:
         now, rev = self._clock.wall(), self._new_rev()

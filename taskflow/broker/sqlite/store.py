@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.engine.handover import ByStep
+from taskflow.broker.engine import handover
 from taskflow.broker.engine.records import READY, RUNNING, SUCCEEDED, Flag, Kind, Type
-from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Ended, Operation, Put, Record, Ref, Run, awaits_nothing, dispatch
+from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Ended, HandedOver, Operation, Put, Record, Ref, Run, awaits_nothing, dispatch
 from taskflow.broker.sqlite.changes import new_rev
 from taskflow.broker.sqlite.counts import READY_QUEUES
 from taskflow.broker.sqlite.maintenance import MaintainedRecords
@@ -110,7 +110,7 @@ DELETE FROM "~keys" WHERE id IN (VALUES (?) ...) AND next IS NULL AND EXISTS (
 )"""
 
 
-class SqliteStore(ByStep, MaintainedRecords):
+class SqliteStore(MaintainedRecords):
     """The complete store, over one connection."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
@@ -314,6 +314,9 @@ class SqliteStore(ByStep, MaintainedRecords):
         refs = {Ref(Kind.JOB, run.awaited_by): None for run in runs if run.awaited_by is not None}
         found = self.records(refs) if refs else {}
         return Ended(answers, [ref.id for ref in refs if ref not in found or awaits_nothing(found[ref].header)])
+
+    def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
+        return handover.by_step(self.perform, runs, gate_ids)
 
     def _pass_on(self, runs: Sequence[Run], rev: int) -> None:
         """Store the results of ended runs as notes for the jobs that await them, and count the ends in the `awaits` of these jobs."""

@@ -263,9 +263,9 @@ gates.leave: gate_passes_on: a slot is given back twice
 - record.header["taken"] -= 1
 + record.header["taken"] -= 2
 
-handover._Step: gate_never_over gate_passes_on: a slot is handed on and is free too
-- += len(passing) - len(ending)
-+ -= len(ending)
+handover.by_step: gate_never_over gate_passes_on: a slot is handed on and is free too
+- gate.header["taken"] + len(passing) - len(ending)}
++ gate.header["taken"] - len(ending)}
 
 handover._may_pass: gate_all_or_none: a job passes only one of its gates
 - (Flag.FAIR | Flag.MANY_GATES)
