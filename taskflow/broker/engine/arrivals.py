@@ -12,12 +12,12 @@ from typing import Final
 from taskflow.broker.engine import answers, flows, moves
 from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft
-from taskflow.broker.engine.job import Job, decode_sent
+from taskflow.broker.engine.job import decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import BURIED, HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import Entry, Operation, Query, Record, Ref, Scan, Snapshot
 from taskflow.model import transitions, wording
-from taskflow.model.envelope import OnConflict, unpack_extras
+from taskflow.model.envelope import OnConflict
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
@@ -71,7 +71,7 @@ def _admit(draft: Draft, ref: Ref) -> None:
     job.state.replaces, job.state.waiting = False, None
     waiting, running = moves.holders(draft, job.sent.key)
     holder = transitions.refused_for(waiting, running, on_conflict)
-    if (holder_id := answers.throttled(draft, job, _throttle(job)) if holder is None else holder.id) is not None:
+    if (holder_id := answers.throttled(draft, job, job.extra("throttle")) if holder is None else holder.id) is not None:
         moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.key_held_by(holder_id))
         return
     moves.take_key(draft, job, waiting, running)
@@ -79,13 +79,6 @@ def _admit(draft: Draft, ref: Ref) -> None:
         draft.put(job)
     else:
         moves.release(draft, job)
-
-
-def _throttle(job: Job) -> float | None:
-    try:
-        return unpack_extras(job.sent.extras).get("throttle")
-    except Exception:  # another program may have written any bytes
-        return None
 
 
 def _settle(draft: Draft, ref: Ref, settled: Record | None) -> None:

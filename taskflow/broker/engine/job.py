@@ -232,11 +232,10 @@ class Job:
     def limits(self) -> tuple[Gate, ...]:
         return self.sent.limits + self.state.limits
 
-    @property
-    def tenant(self) -> bytes | None:
-        """The digest of the job's tenant, or None. The jobs of a queue's tenants take turns."""
+    def extra(self, name: str) -> Any:
+        """Return a field of the envelope's extras, or None if it's missing or can't be decoded."""
         try:
-            return unpack_extras(self.sent.extras).get("fair") if self.has(Flag.FAIR) else None
+            return unpack_extras(self.sent.extras).get(name)
         except Exception:  # another program may have written any bytes
             return None
 

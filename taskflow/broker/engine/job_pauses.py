@@ -13,7 +13,7 @@ from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, enter
 from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
-from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import Operation, Query, Record, Ref, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.errors import BrokerRefused
@@ -33,23 +33,17 @@ RECHECK: Final = 3_600.0
 _decode: Final = msgspec.msgpack.Decoder(list[str]).decode
 
 
-def names_in(state: object) -> tuple[str, ...]:
-    """Return the job names in the state of the record `PAUSED`, or an empty tuple if the state can't be decoded."""
+def names_in(record: Record | Plain | None) -> tuple[str, ...]:
+    """Return the job names in the record `PAUSED`, or an empty tuple if it doesn't exist or can't be decoded."""
     try:
-        return tuple(_decode(state)) if isinstance(state, bytes) else ()
+        return tuple(_decode(record.state)) if record is not None and isinstance(record.state, bytes) else ()
     except msgspec.MsgspecError:
         return ()
 
 
 def names() -> Operation[list[str]]:
     seen: Snapshot = yield Query((PAUSED,))
-    record = seen.records[PAUSED]
-    return [] if record is None else sorted(names_in(record.state))
-
-
-def _names(draft: Draft) -> tuple[str, ...]:
-    record = draft.plain(*PAUSED)
-    return () if record is None else names_in(record.state)
+    return sorted(names_in(seen.records[PAUSED]))
 
 
 def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
@@ -57,9 +51,9 @@ def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
     BrokerRefused if `MAX_PAUSED` names are already paused."""
 
     def one(draft: Draft, job: str) -> None:
-        before = _names(draft)
-        after = {*before, job} if is_paused else {*before} - {job}
-        if after == {*before}:
+        before = {*names_in(draft.plain(*PAUSED))}
+        after = before | {job} if is_paused else before - {job}
+        if after == before:
             return
         if len(after) > MAX_PAUSED:
             raise BrokerRefused(f"{len(before)} jobs are paused, which is the maximum: resume one of them, or pause a queue")
@@ -75,7 +69,7 @@ def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
 
 def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
     """Return the transition for a job handed back because its name was paused: PARK, or `handed_back` if the pause is over by now."""
-    if job.header["job"] not in _names(draft):
+    if job.header["job"] not in names_in(draft.plain(*PAUSED)):
         job.header["due_at"] = job.header["due_at"] if job.state.place is None else job.state.place
         return handed_back
     if job.state.place is None:

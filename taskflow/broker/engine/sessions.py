@@ -80,7 +80,7 @@ def register(session: Session, rules: Rules) -> Operation[tuple[str, ...]]:
             set_body(known, msgspec.structs.replace(session_body(known), about=session.pack_about()))
             draft.put(known)
         is_alive = known is None or known.header["dead_at"] is None
-        return _paused_jobs(draft.seen) if is_alive else None
+        return names_in(draft.seen.records[PAUSED]) if is_alive else None
 
     refs = [Ref(Kind.SESSION, session.id), OUTAGE, PAUSED]
     [paused] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True), LAPSED))
@@ -88,11 +88,6 @@ def register(session: Session, rules: Rules) -> Operation[tuple[str, ...]]:
         raise SessionLost(wording.session_reaped(session.name))
     yield from _bury_unknown(rules)
     return paused
-
-
-def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
-    record = seen.records[PAUSED]
-    return () if record is None else names_in(record.state)
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
@@ -164,7 +159,7 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
         stopping=tuple(claim for claim in beat.claims if claim in leases.stopping),
         ghosts=ghosts,
         work_hint=work_hint,
-        paused_jobs=_paused_jobs(seen),
+        paused_jobs=names_in(seen.records[PAUSED]),
     )
 
 

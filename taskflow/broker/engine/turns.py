@@ -46,7 +46,7 @@ def turn_ref(line: Line, tenant: bytes) -> Ref:
 def take(draft: Draft, job: Job, line: Line) -> None:
     """Give a job with a tenant its place in a line. A job that comes back from a worker keeps its old place, but never gets ahead of the
     line's first job."""
-    header, tenant, scan = job.header, job.tenant, first_of(line)
+    header, tenant, scan = job.header, job.extra("fair"), first_of(line)
     if tenant is None:  # another program has changed it
         return
     ref = turn_ref(line, tenant)
