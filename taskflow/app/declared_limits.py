@@ -108,14 +108,16 @@ class DeclaredLimits:
         return self.gates_of(args, kwargs)
 
     def _gates(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        gates = list[Gate]()
-        for name, rule, declared in self._limits:
-            key, text = ("", "") if declared is None else declared.key_and_text(args, kwargs)
-            if isinstance(rule, Rate):
-                gates.append(Gate(gate_id(name, key, kind=RATE), name, text, rule.n, to_microseconds(rule.per), rule.burst))
-            else:
-                gates.append(Gate(gate_id(name, key), name, text, rule.n))
-        return tuple(gates)
+        keys = [("", "") if declared is None else declared.key_and_text(args, kwargs) for _, _, declared in self._limits]
+        return tuple([gate_of(name, rule, *key_and_text) for (name, rule), key_and_text in zip(self.rules, keys, strict=True)])
+
+
+def gate_of(name: str, rule: Concurrency | Rate, key: str, text: str, n: int | None = None) -> Gate:
+    """Return the gate of a limit for one value of its key, which is displayed as `text`. `n` is the rule's number unless it's given."""
+    most = rule.n if n is None else n
+    if isinstance(rule, Rate):
+        return Gate(gate_id(name, key, kind=RATE), name, text, most, to_microseconds(rule.per), rule.burst)
+    return Gate(gate_id(name, key), name, text, most)
 
 
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:

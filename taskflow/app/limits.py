@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, cast
 
-import msgspec
-
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import check_operator, recorded
-from taskflow.app.declared_limits import Concurrency, Limit, Rate
+from taskflow.app.declared_limits import Concurrency, Limit, Rate, gate_of
 from taskflow.app.job_type import JobType
 from taskflow.broker.admin import LimitInfo
-from taskflow.model.clock import to_microseconds
 from taskflow.model.ids import check_key
-from taskflow.model.limits import MAX_MOST, RATE, SLOTS, Gate, gate_id
+from taskflow.model.limits import MAX_MOST
 from taskflow.model.masking import HIDDEN
 from taskflow.model.printable import nearest, shown
 
@@ -46,10 +43,9 @@ class Limits:
         least = int(isinstance(rule, Rate))
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not least <= n <= MAX_MOST):
             raise ValueError(f"n={shown(n)}: expected {least} to {MAX_MOST:,}, or None")
-        gate = gate_of(name, text, rule, rule.n if n is None else n)
         has_secret = any(job.limits is not None and job.limits.hides(name) for job in default_app().registry)
-        if has_secret or any(info.key == HIDDEN for info in stored):
-            gate = msgspec.structs.replace(gate, key=HIDDEN)
+        is_hidden = has_secret or any(info.key == HIDDEN for info in stored)
+        gate = gate_of(name, rule, text, HIDDEN if is_hidden else text, n)
         which = {"key": gate.key, "n": "declared" if n is None else str(n)}
         call = default_app().client().call_on_flow  # all jobs that wait for a rate get new times
         async with recorded(call, "limits.set", by=by, reason=reason, names=[name], which=which) as doing:
@@ -64,26 +60,23 @@ class Limits:
 limits: Final = Limits()
 
 
-def gate_of(name: str, key: str, rule: Concurrency | Rate, n: int) -> Gate:
-    if isinstance(rule, Rate):
-        return Gate(gate_id(name, key, kind=RATE), name, key, n, to_microseconds(rule.per), rule.burst)
-    return Gate(gate_id(name, key, kind=SLOTS), name, key, n)
-
-
 def _declared() -> builtins.list[tuple[str, Concurrency | Rate]]:
     return [each for job in default_app().registry if job.limits is not None for each in job.limits.rules]
 
 
-def _found(limit: object) -> tuple[str, Concurrency | Rate]:
-    """Return a limit's name and rule. Raises TypeError or ValueError if this process declares no such limit, or both a Concurrency and a
-    Rate with this name."""
+def _rule_of(limit: object, stored: Sequence[LimitInfo]) -> tuple[str, Concurrency | Rate]:
+    """Return a limit's name, and its rule: as `stored` shows it, if that is one kind of rule, and otherwise as this process declares it.
+    Raises TypeError or ValueError if this process declares no such limit, or both a Concurrency and a Rate with this name."""
     if isinstance(limit, Limit):
         return limit.name, limit.rule
-    declared = _declared()
     if isinstance(limit, JobType):
         limit = limit.name
     if not isinstance(limit, str):
         raise TypeError(f"limits.set() got {shown(limit)}: expected a Limit, a job, or the name of a limit")
+    if len({info.per is None for info in stored}) == 1:
+        key, info = "key" if stored[0].key else None, stored[0]
+        return limit, Concurrency(1, key=key) if info.per is None else Rate(1, per=info.per, burst=info.burst, key=key)
+    declared = _declared()
     rules = [rule for name, rule in declared if name == limit]
     if not rules:
         near = nearest(limit, sorted({name for name, _ in declared}))
@@ -93,14 +86,6 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
     if len({type(rule) for rule in rules}) > 1:
         raise ValueError(f"{limit!r} is the name of both a Concurrency and a Rate: give one a different name, as in Limit('other', ...)")
     return limit, rules[0]
-
-
-def _rule_of(limit: Any, stored: Sequence[LimitInfo]) -> tuple[str, Concurrency | Rate]:
-    """Return a limit's name, and its rule: as `stored` shows it, if that is one kind of rule, and otherwise as this process declares it."""
-    if len({info.per is None for info in stored}) != 1:
-        return _found(limit)
-    key, info = "key" if stored[0].key else None, stored[0]
-    return limit, Concurrency(1, key=key) if info.per is None else Rate(1, per=info.per, burst=info.burst, key=key)
 
 
 def _text(key: object) -> str:
