@@ -287,62 +287,42 @@ class PostgresStore:
         return are_new
 
     async def succeed(self, runs: Sequence[Run]) -> Ended:
-        try:
-            return await self._succeed(runs)
-        except BrokerError as error:
-            if was_held_up(error):
-                return Ended([None] * len(runs))  # the engine finds out which jobs have changed
-            raise
-
-    async def _succeed(self, runs: Sequence[Run]) -> Ended:
-        if (packed := _packed_fences(runs)) is None:
-            return Ended([None] * len(runs))
-        ids, fences = packed
-        row = await self._call_one(
+        row = await self._end(
             "succeed",
-            ids,
-            fences,
-            [run.ran_for for run in runs],
-            collapsed([run.keep_for for run in runs]),
-            collapsed([run.result for run in runs]),
+            runs,
             trimmed([run.key for run in runs]),
             trimmed([run.awaited_by for run in runs]),
             trimmed([run.note or None for run in runs]),
-            new_rev(),
-            self._wall(),
         )
+        if row is None:
+            return Ended([None] * len(runs))
         answers: list[bool | None] = [True] * len(runs) if row["answers"] is None else list(row["answers"])
         self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
         return Ended(answers, row["released"] or [])
 
     async def hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
         order = sorted(range(len(runs)), key=lambda number: runs[number].id)  # in which all functions lock jobs
+        row = await self._end("hand_over", [runs[number] for number in order], [gate_ids[number] for number in order])
+        if row is None:
+            return HandedOver([], [])
+        ended = order if row["ended"] is None else [order[place] for place in row["ended"]]
+        self._hooks.ended({runs[number].id for number in ended}, row["are_awaited"])
+        return HandedOver(ended, row["opened"])
+
+    async def _end(self, function: str, runs: Sequence[Run], *more: Any) -> Row | None:
+        """Call a function that ends runs, and return its row. Return None if other transactions hold its records for too long, or if the
+        length of a fence is impossible: the SQL functions split ids and fences by length. The engine then decides about the runs."""
+        ids = b"".join([run.id for run in runs])
+        fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
+        if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
+            return None
+        times = [run.ran_for for run in runs], collapsed([run.keep_for for run in runs]), collapsed([run.result for run in runs])
         try:
-            answer = await self._hand_over([runs[number] for number in order], [gate_ids[number] for number in order])
+            return await self._call_one(function, ids, fences, *times, *more, new_rev(), self._wall())
         except BrokerError as error:
             if was_held_up(error):
-                return HandedOver([], [])  # the engine finds out which records have changed
+                return None
             raise
-        return HandedOver([order[place] for place in answer.ended], answer.opened)
-
-    async def _hand_over(self, runs: Sequence[Run], gate_ids: Sequence[bytes]) -> HandedOver:
-        if (packed := _packed_fences(runs)) is None:
-            return HandedOver([], [])
-        ids, fences = packed
-        row = await self._call_one(
-            "hand_over",
-            ids,
-            fences,
-            [run.ran_for for run in runs],
-            collapsed([run.keep_for for run in runs]),
-            collapsed([run.result for run in runs]),
-            gate_ids,
-            new_rev(),
-            self._wall(),
-        )
-        ended = list(range(len(runs)) if row["ended"] is None else row["ended"])
-        self._hooks.ended({runs[place].id for place in ended}, row["are_awaited"])
-        return HandedOver(ended, row["opened"])
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         row = await self._call_one("promote", max(0, limit), new_rev(), self._wall())
@@ -358,14 +338,6 @@ class PostgresStore:
 
 def _note(notices: list[Callable[[], None]], hook: Callable[..., None], *arguments: Any) -> None:
     notices.append(partial(hook, *arguments))
-
-
-def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes] | None:
-    """Return the ids of runs, and their fences in the form of `jobs.settled`. Return None if a length differs: the engine accepts any
-    length, but the SQL functions split by length."""
-    ids = b"".join([run.id for run in runs])
-    fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
-    return (ids, fences) if len(ids) == len(runs) * ID_BYTES and len(fences) == len(runs) * FENCE_BYTES else None
 
 
 def new_rev() -> int:
