@@ -43,17 +43,13 @@ PAYMENT_TTL: Final = 1.0
 """How many seconds after its due time a job that has paid for a rate may still start without paying again."""
 
 
-class GateBody(msgspec.Struct, array_like=True):
-    """The fields of a gate that aren't in its header: see `Gate`."""
-
-    limit: str
-    key: str
-    per: int
-    burst: int
-
-
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(GateBody).decode
+_decode: Final = msgspec.msgpack.Decoder(Gate).decode
+
+
+def _state_of(gate: Gate) -> bytes:
+    """Encode a gate for its record, whose ref and header have the id and the number."""
+    return _encode(msgspec.structs.replace(gate, id=b"", most=0))
 
 
 def refs_of(limits: Sequence[Gate]) -> list[Ref]:
@@ -76,19 +72,17 @@ def declare(draft: Draft, limits: Sequence[Gate]) -> None:
     for gate in limits:
         record = draft.plain(Kind.GATE, gate.id)
         if record is not None and not record.header["is_set"] and in_force(record, gate) != gate:
-            record.header["most"], record.state = gate.most, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst))
+            record.header["most"], record.state = gate.most, _state_of(gate)
             put(draft, record)
 
 
 def in_force(record: Plain | Record, gate: Gate) -> Gate:
     """Return the gate with the numbers from its record, or unchanged if the record can't be decoded."""
     try:
-        body = _decode(record.state) if isinstance(record.state, bytes) else None
+        stored = _decode(record.state) if isinstance(record.state, bytes) else gate
     except msgspec.MsgspecError:
-        body = None
-    if body is None:
         return gate
-    return Gate(gate.id, body.limit, body.key, record.header["most"], body.per, body.burst)
+    return msgspec.structs.replace(stored, id=gate.id, most=record.header["most"])
 
 
 def admit(draft: Draft, job: Job) -> bool:
@@ -209,7 +203,7 @@ def record_of(draft: Draft, gate: Gate) -> Plain:
     if record is not None:
         return record
     header: dict[str, Any] = {"taken": 0, "most": gate.most, "has_waiting": 0, "is_open": 0, "is_set": 0, "tat": None, "closed_until": None}
-    return Plain(Ref(Kind.GATE, gate.id), header, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst)))
+    return Plain(Ref(Kind.GATE, gate.id), header, _state_of(gate))
 
 
 def put(draft: Draft, record: Plain) -> None:
