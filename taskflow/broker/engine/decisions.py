@@ -9,11 +9,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from taskflow.broker.engine import flows, gates
-from taskflow.broker.engine.draft import Draft, Foreseen, Left, Plain, decide as decide_once
+from taskflow.broker.engine.draft import Draft, Foreseen, Left, decide as decide_once
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Entry, Operation, Query, Ref, Rev, Scan, Snapshot, Step
+from taskflow.broker.engine.seam import ABSENT, Entry, Operation, Query, Ref, Rev, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -70,7 +70,7 @@ def follow(left: Left, rules: Rules, most: int = MAX_FLOW_CHANGES) -> Operation[
 def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
     """Let jobs that wait at these gates become READY while the gates have room. Return the number of jobs. After `MAX_FILLS` rounds, leave
     the rest to upkeep."""
-    passed, opened = 0, (yield from _close_empty(sorted(opened)))
+    passed = 0
     for _ in range(MAX_FILLS):
         if not opened:
             break
@@ -80,22 +80,6 @@ def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
         passed += sum((yield from decide_once(ids, _fill, rules, look, locked=0, left=left, foreseen=foreseen)))
         opened = left.opened
     return passed
-
-
-def _close_empty(opened: Sequence[bytes]) -> Operation[set[bytes]]:
-    """Find the gates at which no job waits any more, and record that. Return the others. Most gates are empty when they open."""
-    refs = [Ref(Kind.GATE, gate_id) for gate_id in opened]
-    seen: Snapshot = yield Query(tuple(refs), tuple([Scan("gated", 1, (gate_id,), with_records=False) for gate_id in opened]))
-    empty = list[Step]()
-    for ref, waiting in zip(refs, seen.scans, strict=True):
-        record = seen.records[ref]
-        if record is not None and record.header["is_open"] and not waiting:
-            gate = Plain(ref, record.header | {"has_waiting": 0})
-            is_kept, _ = gates.prepare(gate)
-            empty.append(Step({ref: record.rev}, (gate.to_put(),) if is_kept else (), () if is_kept else (ref,)))
-    answers = (yield Apply(empty))[0] if empty else []
-    closed = {next(iter(step.expect)).id for step, answer in zip(empty, answers, strict=True) if isinstance(answer, Applied)}
-    return set(opened) - closed
 
 
 def _fill(draft: Draft, gate_id: bytes) -> int:

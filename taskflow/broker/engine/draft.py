@@ -123,7 +123,6 @@ class Draft:
         """For each gate with too few waiting jobs loaded, how many the decisions need to see."""
         self.unseen = set[Scan]()
         """The lines (see turns.py) whose first job the decisions need to see."""
-        self._freed = Counter[bytes]()
         found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
         self.scanned = {scan: entries for scan, entries in found.items() if not scan.with_records}
         scans = [scan for scan in scans if scan.with_records]
@@ -221,10 +220,9 @@ class Draft:
             if not is_known:
                 self.missing.add(ref)
             if frees and ref.id not in self._waiting:
-                self._freed[ref.id] += 1
                 gate = self.plain(*ref) if is_known else None
                 if not is_known or (gate is not None and gate.header["has_waiting"]):
-                    self.wanted[ref.id] = 2 * self._freed[ref.id]
+                    self.wanted[ref.id] += 2
         if self.lacks:
             raise Missing
 
