@@ -14,7 +14,7 @@ local find, now = string.find, enc(wall)
 local head_of_ready, head_of_ended, fades_after = char(F.ready_status) .. rev, char(F.succeeded_status) .. rev, {}
 local passed = {} -- by queue: its name in members of indexes, and the numbers of jobs that became READY and that have ended
 local function passed_in(queue)
-  passed[queue] = passed[queue] or { name = esc(queue), readied = 0, ended = 0 }
+  passed[queue] = passed[queue] or { name = esc(queue), readied = 0, ended = 0, is_paused = call('EXISTS', P .. 'q:' .. queue) == 1 }
   return passed[queue]
 end
 
@@ -29,14 +29,6 @@ local function change(id, stored, event, changes, result)
   if result then
     record.content = held(id, rev, result)
   end
-end
-
-local paused = {} -- by queue
-local function is_paused(queue)
-  if paused[queue] == nil then
-    paused[queue] = call('EXISTS', P .. 'q:' .. queue) == 1
-  end
-  return paused[queue]
 end
 
 -- Returns the places in a job that waits: of its names, its `since`, its extra part, and whether that is AT_A_GATE.
@@ -54,7 +46,7 @@ local function may_pass(stored)
   end
   local queue, _, _, is_at_a_gate = places_in(stored)
   if bit.band(struct.unpack('>I2', stored, 10), G.FAIR + G.MANY_GATES) ~= 0
-    or is_paused(sub(stored, L.waiting + 1, L.waiting + queue)) then
+    or passed_in(sub(stored, L.waiting + 1, L.waiting + queue)).is_paused then
     return false
   elseif is_at_a_gate then
     return true
