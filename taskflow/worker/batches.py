@@ -91,17 +91,18 @@ class Batches:
     def _forget(self, group: _Group) -> None:
         """Forget a batch whose runs have ended. If all of them were stopped while it was gathering, its function isn't called."""
         self._groups.discard(group)
-        if self._gathering.get(group.job) is group:
-            del self._gathering[group.job]
-            if group.timer is not None:
-                group.timer.cancel()
+        self._close(group)
 
-    def _begin(self, group: _Group) -> None:
-        """Start the call, and the time limits of its runs. Runs that expired while waiting get CancelledBeforeStart instead."""
+    def _close(self, group: _Group) -> None:
+        """Let no further runs join a batch."""
         if self._gathering.get(group.job) is group:
             del self._gathering[group.job]
         if group.timer is not None:
             group.timer.cancel()
+
+    def _begin(self, group: _Group) -> None:
+        """Start the call, and the time limits of its runs. Runs that expired while waiting get CancelledBeforeStart instead."""
+        self._close(group)
         now = time.monotonic()
         for future, (run, _) in list(group.runs.items()):
             run.started = now

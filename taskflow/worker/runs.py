@@ -117,11 +117,11 @@ class Runs:
 
     def _fill_batches(self) -> None:
         """Start each run in the reserve whose job is gathering a batch that has room."""
-        batches = self._executor.batches
-        for holding in list(self._reserve) if batches is not None and batches.wanted else ():
-            if batches is not None and batches.gathers(self._executor.registry.get(holding.lease.envelope.job)):
-                self._reserve.remove(holding)
-                self.begin(holding)
+        if (batches := self._executor.batches) is not None and batches.wanted:
+            for holding in list(self._reserve):
+                if batches.gathers(self._executor.registry.get(holding.lease.envelope.job)):
+                    self._reserve.remove(holding)
+                    self.begin(holding)
 
     def pause(self, jobs: Iterable[str]) -> None:
         """Set the names of paused jobs. These jobs don't start, and those in the reserve are handed back."""
