@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast, get_args, overload
 
 from taskflow.app import portal
@@ -47,7 +47,8 @@ class Branch(Generic[R_co]):
 
     __slots__ = ()
 
-    def _to_chain(self) -> Chain:
+    def _behind(self, chain: Chain | None = None) -> Chain:
+        """Return the jobs as a chain that can follow `chain`."""
         raise NotImplementedError
 
     @overload
@@ -62,7 +63,7 @@ class Branch(Generic[R_co]):
         """Return a flow in which `other` follows this one; it is a `Group` if `other` is a group. Jobs, and links made by `partial`, take
         the result as an argument, even in a group. Calls made by `bind`, flows and groups of these only wait for it. Raises TypeError or
         ValueError for a job that cannot be in a flow."""
-        return _followed(self._to_chain(), other)
+        return _followed(self._behind(), other)
 
 
 class Call(BareCall[R_co], Branch[R_co]):
@@ -70,7 +71,7 @@ class Call(BareCall[R_co], Branch[R_co]):
 
     __slots__ = ()
 
-    def _to_chain(self) -> Chain:
+    def _behind(self, chain: Chain | None = None) -> Chain:
         return chain_of_step(Step(self))
 
 
@@ -188,6 +189,12 @@ class Composed(Generic[R_co]):
         start: dict[str, Any] = {name: self._given[name] for name in ("after", "at") if name in self._given}
         return app, plan_of(self._chain, new_id or app.new_id, start)
 
+    def _behind(self, chain: Chain | None = None) -> Chain:
+        """Return the jobs as a part of another flow. Raises TypeError if this flow has options, which would be lost."""
+        for name in self._given:
+            raise TypeError(f"pass {name}= to the whole flow, not to a part of it: {self!r}")
+        return self._chain
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._chain.jobs:,} job{'' if self._chain.jobs == 1 else 's'}>"
 
@@ -196,9 +203,6 @@ class Flow(Composed[R_co], Branch[R_co]):
     """A flow that ends in one job, whose result is the flow's result: ``fetch.bind(url) | parse | store.partial("bucket")``."""
 
     __slots__ = ()
-
-    def _to_chain(self) -> Chain:
-        return _unsent(self)
 
 
 class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInvalidTypeArguments]  # each result is a new list
@@ -217,7 +221,7 @@ class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInval
     def __or__(self, other: Any, /) -> Any:
         """Return a flow in which `other` follows once all calls of the group have succeeded, or ended if the group collects failures. A
         job takes the list of their results, in the order of the calls. Everything else is as for a call."""
-        return _followed(_unsent(self), other)
+        return _followed(self._behind(), other)
 
 
 @overload
@@ -244,14 +248,10 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
         raise ValueError(f'failures={shown(failures)}: expected "cancel" or "collect"')
     if not isinstance(cast(object, calls), Iterable):
         raise TypeError(f"group() got {shown(calls)}: expected an iterable of calls, such as [add.bind(1), add.bind(2)]")
-    branches, number = list[Chain | Link[Any, Any]](), 0
-    for number, call in enumerate(calls, 1):
-        if number > _MAX_COUNTED:
-            break
-        if number <= MAX_JOBS:
-            branches.append(_branch(call))
-    if number > MAX_JOBS:
-        many = f"{number:,} calls{' or more' if number > _MAX_COUNTED else ''}"
+    found = iter(calls)
+    branches = [_branch(call) for call in islice(found, MAX_JOBS)]
+    if more := sum(1 for _ in islice(found, _MAX_BEYOND)):
+        many = f"{MAX_JOBS + more:,} calls{' or more' if more == _MAX_BEYOND else ''}"
         raise ValueError(f"group() got {many}: a flow can have at most {MAX_JOBS:,} jobs; send several flows, or enqueue() the calls")
     chains = [each for each in branches if not isinstance(each, Link)]
     if len(chains) < len(branches):
@@ -259,37 +259,29 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
     return Group(chain_of_fan(chains, collects=failures == "collect"))
 
 
-_MAX_COUNTED: Final = 100 * MAX_JOBS
-"""The number of calls at which counting ends, because an iterable with more calls may be endless."""
+_MAX_BEYOND: Final = 99 * MAX_JOBS + 1
+"""The maximum number of calls beyond `MAX_JOBS` that are counted, because the iterable may be endless."""
+
+
+def _linked(part: object) -> object:
+    """Return a job as a link, and anything else as it is."""
+    return cast(Any, part).partial() if isinstance(part, HasOptions) else part
 
 
 def _branch(call: object) -> Chain | Link[Any, Any]:
-    if isinstance(call, Branch):
-        return call._to_chain()
-    if isinstance(call, HasOptions):
-        return cast("Link[Any, Any]", cast(Any, call).partial())
-    if isinstance(call, Link):
-        return call
-    if isinstance(call, Group):
+    branch = _linked(call)
+    if isinstance(branch, Link):
+        return branch
+    if isinstance(branch, Branch):
+        return branch._behind()
+    if isinstance(branch, Group):
         raise TypeError(f"group() got {call!r}: a group inside a group needs a job that takes its results, as in group(...) | total")
     raise TypeError(f"group() got {shown(call)}: expected calls made by .bind(...), jobs, or flows")
 
 
 def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
-    if isinstance(other, Branch):
-        return Flow(chain.then(other._to_chain()))
-    if isinstance(other, Group):
-        return Group(chain.then(_unsent(other)))
-    if isinstance(other, GroupLink):
-        return Group(chain.then(other._behind(chain)))
-    link = cast(Any, other).partial() if isinstance(other, HasOptions) else other
-    if not isinstance(link, Link):
+    part = _linked(other)
+    if not isinstance(part, Branch | Link | Group | GroupLink):
         raise TypeError(f"a flow got {shown(other)} after `|`: expected a job, .partial(...) or .bind(...) of a job, a flow or a group")
-    return Flow(chain.then(link._behind(chain)))
-
-
-def _unsent(composed: Composed[Any]) -> Chain:
-    """Return the jobs of a flow that becomes a part of another one. Raises TypeError if it has options, which would be lost."""
-    for name in composed._given:
-        raise TypeError(f"pass {name}= to the whole flow, not to a part of it: {composed!r}")
-    return composed._chain
+    whole = chain.then(part._behind(chain))
+    return Group(whole) if isinstance(part, Group | GroupLink) else Flow(whole)
