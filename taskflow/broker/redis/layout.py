@@ -148,6 +148,8 @@ def _value_bytes(of_type: Type, value: Any) -> bytes:
 
 def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
     """Return the position and the id from which a member of an index was made."""
+    if not member.types:  # the id alone, as for a note, of which a join may have 10,000
+        return (packed,), packed
     values, at = list[Any](), 0
     for of_type in member.types[: len(member.types) - len(member.biases)]:
         if of_type is Type.SMALL:
