@@ -13,7 +13,7 @@ from taskflow.broker.engine.draft import Draft, Foreseen, Left, decide as decide
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import ABSENT, Entry, Operation, Query, Ref, Rev, Scan, Snapshot
+from taskflow.broker.engine.seam import Entry, Operation, Query, Ref, Rev, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -165,12 +165,8 @@ def _before_others(queue: str, gate_ids: Sequence[bytes]) -> Operation[dict[byte
 
 
 def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    number, revs, held_up = 0, dict[bytes, Rev](), set[bytes]()
-    done, blocked = dict[bytes, flows.Action](), dict[bytes, flows.Action]()
-    while number < most and (left.actions or done):
-        if not left.actions:
-            yield from _finish(done, revs, left, rules)
-            continue
+    number, revs, held_up, blocked = 0, dict[bytes, Rev](), set[bytes](), dict[bytes, flows.Action]()
+    while number < most and left.actions:
         room = min(PORTION, most - number)
         groups = _grouped(left.actions, room)
         size = room // len(groups)
@@ -184,6 +180,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         seen.records.update({entry.ref: entry.record for entries in found for entry in entries})
         acted = yield from decide_once(items, _act_on, rules, look, locked=False, together=None, left=left, foreseen=Foreseen(seen=seen))
         held_up.update(action_id for (group, _), has_acted in zip(items, acted, strict=True) if not has_acted for action_id in group)
+        done = dict[bytes, flows.Action]()
         for group, entries in zip(groups, found, strict=True):
             for action_id, action in group.items():
                 if len(entries) == size:
@@ -191,7 +188,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
                 else:  # the next upkeep repeats an action that was held up
                     (blocked if action_id in held_up else done)[action_id] = left.actions.pop(action_id)
         number += len(items)
-    yield from _finish(done, revs, left, rules)
+        yield from _finish(done, revs, left, rules)
     remaining = [each for each in left.actions.items() if each[0] not in held_up]
     if remaining := [*remaining, *((each, msgspec.structs.replace(action, after=0)) for each, action in blocked.items() if action.begun)]:
         refs = {Ref(Kind.FLOW, action_id) for action_id, _ in remaining}
@@ -214,16 +211,13 @@ def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[byt
     """Adopt the stored version of each action that is read for the first time: another client may have removed the action or replaced it,
     perhaps with the same action starting over. Return True if any stored version differed."""
     is_outdated = False
-    for ref in refs:
-        record = seen.records[ref]
-        if ref.id in revs or (record is not None and flows.action_in(ref.id, record) == left.actions[ref.id]):
-            revs.setdefault(ref.id, ABSENT if record is None else record.rev)
-            continue
-        is_outdated = True
+    for ref in [ref for ref in refs if ref.id not in revs]:
+        known, record = left.actions[ref.id], seen.records[ref]
         if record is None:
             del left.actions[ref.id]
         else:
             left.actions[ref.id], revs[ref.id] = flows.action_in(ref.id, record), record.rev
+        is_outdated = is_outdated or left.actions.get(ref.id) != known
     return is_outdated
 
 
@@ -273,7 +267,6 @@ def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left,
     yield from decide_once([*done], drop, rules, Query(tuple(refs)), locked=False)
     for action_id in done:
         del revs[action_id]
-    done.clear()
 
 
 def each_portion(scan: Scan, take: Callable[[list[Entry]], object]) -> Operation[None]:
