@@ -91,6 +91,12 @@ async def test_an_empty_group_runs_its_join(taskflow_jobs: TaskflowJobs) -> None
     assert (await handle.result(0), await behind.result(0)) == (0, 0)
 
 
+async def test_a_failure_that_is_collected_does_not_fail_an_empty_group_behind(taskflow_jobs: TaskflowJobs) -> None:
+    handle = await (group([fragile.bind(3), double.bind(1)], failures="collect") | group(nothing())).delay()
+    await taskflow_jobs.run_all(raises=False)
+    assert (await handle.result(0), await handle.status()) == ([], Status.SUCCEEDED)
+
+
 async def test_nested_groups(taskflow_jobs: TaskflowJobs) -> None:
     handle = await (group([fan() | total, double.bind(5), double.bind(1) | double]) | total).delay()
     await taskflow_jobs.run_all()

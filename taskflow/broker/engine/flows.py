@@ -288,10 +288,7 @@ class Census:
         self._others, self._cancelled = set[bytes](), list[tuple[bytes, list[bytes]]]()
 
     def add(self, found: Sequence[Entry]) -> None:
-        for entry in found:
-            if entry.record is None:
-                continue
-            job = Job.of_record(entry.record)
+        for job in [Job.of_record(entry.record) for entry in found if entry.record is not None]:
             awaited_by = [successor for successor, tie in _ties_of(job) if not (tie.collects and job.state.counted)]
             if job.status in (FAILED, CANCELLED) and job.state.cancelled_by is not None:
                 self._cancelled.append((job.state.cancelled_by, awaited_by))
@@ -300,7 +297,7 @@ class Census:
             if job.status != SUCCEEDED:
                 self._awaited.update(awaited_by)
             if job.is_waiting:
-                self._waiting.append(number_in(entry.position[0]))
+                self._waiting.append(number_in(job.header["member"]))
             if job.status == HELD:
                 self._held.append(job)
             elif job.status in (FAILED, CANCELLED) and job.sent.member is not None and _acts(job, job.sent.member):
