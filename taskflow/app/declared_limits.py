@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Lease
+from taskflow.model.errors import DecodeError
 from taskflow.model.ids import check_key
 from taskflow.model.limits import MAX_GATES, MAX_MOST, RATE, Gate, gate_id
 from taskflow.model.printable import shown
@@ -123,17 +124,23 @@ def gate_of(name: str, rule: Concurrency | Rate, key: str, text: str, n: int | N
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
     """Return the verdict that hands back a job which must pass gates before its run, or None if the job may start.
 
-    A job must pass gates if its sender didn't know one of its limits, or if its place in a rate is too old (see `MAX_PAID_FOR`).
+    A job must pass gates if its sender didn't know one of its limits, or if its place in a rate is too old (see `MAX_PAID_FOR`). Raises
+    DecodeError if the arguments make no valid limit keys.
     """
     declared: DeclaredLimits | None = job.limits
     lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}
     if not lacks and (lease.waited <= MAX_PAID_FOR or not any(gate.per for gate in lease.envelope.limits)):
         return None
+    if declared is None or not lacks:
+        return HandedBack(counts=False, limits=())
     try:
-        gates = declared.gates_of(*job.codec.decode_arguments(lease.envelope.payload)) if lacks and declared is not None else ()
+        arguments = job.codec.decode_arguments(lease.envelope.payload)
     except Exception:  # the run decodes the arguments too, and its error says what is wrong
         return None
-    return HandedBack(counts=False, limits=gates)
+    try:
+        return HandedBack(counts=False, limits=declared.gates_of(*arguments))
+    except Exception as error:
+        raise DecodeError(f"limits=: {error}") from None
 
 
 def declared_limits(given: object, job: Any) -> DeclaredLimits | None:

@@ -34,10 +34,11 @@ another program's write.
     `joins` do not release it earlier.
   [throttle_first] For `throttle` seconds after it was added, a job with `throttle` represents later calls with its key and `throttle`. They
     are Refused because of "key", with its id, even if it has ended, was purged or is forgotten. Other calls see live holders only.
-  [debounce_last] With DEBOUNCE, a waiting holder gets the call's payload and opaque fields, tags and expiry. It keeps its id, its queue,
-    its priority and the jobs that it awaits or that await it, and its counters are reset. If it is not READY, it becomes due `after`
-    seconds from now, but no later than `at_most` seconds after it was created. The call is Refused because of "key", with the holder's
-    id, and so is a repeated call within `repeat_for`, which changes nothing. A running holder is handled as with REPLACE.
+  [debounce_last] With DEBOUNCE, a waiting holder gets the call's payload and opaque fields, tags, limits and expiry. It keeps its id, its
+    queue, its priority and the jobs that it awaits or that await it, and its counters are reset. If it is not READY, or has other limits
+    than the call, it becomes due `after` seconds from now, but no later than `at_most` seconds after it was created. The call is Refused
+    because of "key", with the holder's id, and so is a repeated call within `repeat_for`, which changes nothing. A running holder is
+    handled as with REPLACE.
   [key_gives_way] A running job that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other operations still work. (On SQLite
     and PostgreSQL, a full disk stops all operations that write. They raise BrokerUnavailable until there is room.)
@@ -71,7 +72,8 @@ returns, or by later calls of upkeep.
   [gate_rate] A gate with a period is a rate. A job pays for it when it becomes READY. If it may not start yet, it is SCHEDULED for the
     first time at which it may start, in the order of arrival. In any `per`, at most `most` plus `burst` jobs become READY. A job that
     becomes READY more than a second after its time pays again. So does a job that its worker received too late and hands back, and every
-    further run of a job. After `Snoozed.closes`, no job passes the job's rates until the snooze is over.
+    further run of a job. After `Snoozed.closes`, no job passes the job's rates until the snooze is over. READY jobs that have passed them
+    do so again, up to the first thousand.
   [gate_late] When a worker hands a job back with `limits`, the job passes its gates again, including those that its sender did not know.
     No counter is raised.
   [gate_paused] Jobs of a paused queue hold no slots. READY ones give their slots back and are SCHEDULED until the queue is resumed; then
@@ -79,7 +81,8 @@ returns, or by later calls of upkeep.
   [gate_taken_back] If a job stays READY for more than 5 s while jobs of other queues wait at its gates, upkeep takes its slots back. The
     first of the waiting jobs gets them, and the job waits again, behind the others with its priority.
   [gate_forgets] If a job ends while it waits at a gate, its turn is skipped.
-  [gate_number] The number that the last sender declared is in force. If it is lower than before, surplus jobs keep their slots.
+  [gate_number] The number that the last sender declared is in force. If it is lower than before, surplus jobs keep their slots. If an
+    operator sets a lower number, surplus READY jobs wait again, those that have been READY for the shortest time first.
   [gate_never_over] Whatever clients do at once, no more jobs of a gate are READY or RUNNING than its number allows, and all get their turn.
   [gate_acts] `run_now` skips a due time, but no gate. An ended job that is retried passes its gates again. Listings show jobs that wait at
     gates as SCHEDULED.

@@ -167,8 +167,11 @@ class Executor:
         job = self.registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, UNKNOWN_JOB % lease.envelope.job)
-        if (lease.envelope.limits or job.limits is not None) and (verdict := unadmitted(lease, job)) is not None:
-            return verdict
+        try:
+            if (lease.envelope.limits or job.limits is not None) and (verdict := unadmitted(lease, job)) is not None:
+                return verdict
+        except errors.DecodeError as error:
+            return self._undecodable(holding, error)
         member = lease.envelope.member
         if member is not None and member.takes is not None and self.read_notes is not None:
             return self._verdict_with_results(holding, self.read_notes)

@@ -301,6 +301,24 @@ async def test_gate_number(world: World) -> None:
     assert await statuses(world, jobs[2], jobs[3], fewer) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
 
 
+async def test_gate_number__set_lower(world: World) -> None:
+    """If an operator sets a lower number, READY jobs above it wait, the youngest first. Jobs that run keep their slots."""
+    running = await run_of(world, await limited(world, 4))
+    jobs = list[Envelope]()
+    for number in range(3):
+        await world.pass_time(1.0)
+        jobs.append(await limited(world, 4, queue=f"queue{number % 2}"))
+    other = await limited(world, limit="other")
+    await world.broker.admin.set_limit(gate(2), is_set=True)
+    assert await statuses(world, running, *jobs, other) == [Status.RUNNING, Status.READY, Status.SCHEDULED, Status.SCHEDULED, Status.READY]
+    await world.broker.admin.set_limit(gate(0), is_set=True)
+    assert await statuses(world, *jobs) == [Status.SCHEDULED] * 3
+    await world.settle(ended(running))
+    assert await statuses(world, *jobs) == [Status.SCHEDULED] * 3
+    await world.broker.admin.set_limit(gate(2), is_set=True)
+    assert await statuses(world, *jobs) == [Status.READY, Status.READY, Status.SCHEDULED]
+
+
 async def test_gate_acts(world: World) -> None:
     """`run_now` skips a due time, but no gate. A job that an operator retries passes its gates again."""
     holder = await limited(world)
@@ -423,6 +441,17 @@ async def test_gate_rate__closed(world: World) -> None:
     assert await statuses(world, waiting, lease) == [Status.SCHEDULED] * 2
     assert await due_in(world, waiting, lease) == [60.0, 50.0]
     assert (await world.record(lease)).attempt == 1
+
+
+async def test_gate_rate__closed_while_jobs_are_ready(world: World) -> None:
+    """READY jobs that have passed a rate pass it again when a run closes it. Those of other rates don't."""
+    lease = await run_of(world, await world.add(limits=(rate(6, burst=3),)))
+    ready = [await world.add(limits=(rate(6, burst=3),), queue=queue) for queue in ("a", "b")]
+    other = await world.add(limits=(rate(6, limit="other"),))
+    assert await statuses(world, *ready, other) == [Status.READY] * 3
+    await world.settle(settlement(lease, Snoozed(60.0, closes=True), limits=lease.envelope.limits))
+    assert await statuses(world, *ready, other) == [Status.SCHEDULED, Status.SCHEDULED, Status.READY]
+    assert await due_in(world, *ready) == [60.0, 60.0]
 
 
 async def test_gate_rate__and_slots(world: World) -> None:
@@ -666,9 +695,10 @@ async def test_admin_set_limit(world: World) -> None:
     [found] = await world.broker.admin.limits()
     assert (found.n, found.is_set) == (3, True)
     await world.broker.admin.set_limit(gate(1), is_set=False)
+    assert await statuses(world, *jobs) == [Status.READY] + [Status.SCHEDULED] * 3
     await limited(world, 2)
     [found] = await world.broker.admin.limits()
-    assert (found.n, found.is_set, found.running) == (2, False, 3)
+    assert (found.n, found.is_set, found.running) == (2, False, 2)
 
 
 async def test_admin_set_limit__kept(world: World) -> None:

@@ -13,7 +13,7 @@ from taskflow.broker.engine.seam import Operation, Query, Scan, Snapshot
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text, key_digest
-from taskflow.model.limits import Gate
+from taskflow.model.limits import Gate, gate_id
 from taskflow.model.record import Status
 from tests.conformance.outcomes import REPLACED, WAITING_AGAIN, Outcome, check_outcome
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
@@ -478,6 +478,22 @@ async def test_debounce_last__any_waiting_holder(world: World, fields: dict[str,
         await world.cancel(await world.add(joins=(holder.id,)))
     await world.pass_time(0.0 if not fields else 6.0)
     assert await _payloads(world) == {holder.id: call.payload}
+
+
+@pytest.mark.parametrize("after", [0.0, 2.0], ids=["ready", "scheduled"])
+async def test_debounce_last__limits(world: World, after: float) -> None:
+    """The limits are those of the last call. A READY holder gives back the slots of its former limits, and is due later."""
+    former, latter = (Gate(gate_id("limit", key), "limit", key, 1) for key in "ab")
+    holder = await world.add(key="k", after=after, limits=(former,))
+    await world.enqueue(debounced(world, limits=(latter,)))
+    assert await world.status(holder) is Status.SCHEDULED
+    assert await world.status(await world.add(limits=(former,))) is Status.READY
+    other = await world.add(limits=(latter,))
+    await world.pass_time(5.0)
+    assert [await world.status(job) for job in (other, holder)] == [Status.READY, Status.SCHEDULED]
+    assert (await world.record(holder)).waiting_for == "limit limit of b"
+    await world.cancel(other)
+    assert await world.status(holder) is Status.READY
 
 
 async def test_debounce_last__waits_behind_a_run(world: World) -> None:

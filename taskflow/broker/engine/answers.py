@@ -33,13 +33,13 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
 
 
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
-    """Give a waiting job the arguments and options of a call. Unless the job is READY, also move its due time. The job keeps its id, its
-    limits and the jobs that await it. Return the answer to the call."""
+    """Give a waiting job the arguments, options and limits of a call. Unless the job is READY, also move its due time. The job keeps its id
+    and the jobs that await it. Return the answer to the call."""
     header, fresh = job.header, Job.of_envelope(envelope, draft.now)
-    job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
+    job.sent, job.state.limits = Sent(fresh.sent.extras, envelope.key, job.sent.joins, envelope.limits), ()
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
-    job.set_flag(Flag.TAGGED, bool(envelope.tags))
-    job.set_flag(Flag.FAIR, envelope.fair is not None)
+    for flag in (Flag.TAGGED, Flag.FAIR, Flag.LIMITED, Flag.MANY_GATES):
+        job.set_flag(flag, bool(fresh.header["flags"] & flag))
     if job.has(Flag.PAUSED):  # the end of the pause must not start it before its new due time
         job.set_flag(Flag.PAUSED, False)
         job.state.place = job.state.waiting = None

@@ -3,7 +3,7 @@ jobs that wait at a gate (a limit) which now has room, and jobs in the same flow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -116,6 +116,34 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
     ids = [entry.ref.id for entry in seen.scans[0]]
     refs = [Ref(Kind.QUEUE, queue.encode()), *(Ref(Kind.JOB, job_id) for job_id in ids)]
     return sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False)))
+
+
+def admit_again(gate_ids: AbstractSet[bytes], jobs: Sequence[Job], rules: Rules) -> Operation[None]:
+    """Let READY jobs pass their gates again where they couldn't now: gates with fewer slots than jobs, and rates that are closed."""
+
+    def one(draft: Draft, job_id: bytes) -> bool:
+        job = draft.job(job_id)
+        if job is None or job.status != READY:
+            return False
+        passed = [record.header for gate in job.limits if gate.id in gate_ids and (record := draft.plain(Kind.GATE, gate.id)) is not None]
+        if not any(each["taken"] > each["most"] or (each["closed_until"] or 0) > draft.now for each in passed):
+            return False
+        move(draft, job, Event.PARK, SCHEDULED)
+        enter(draft, job, Event.DUE)
+        return True
+
+    found = [job for job in jobs if not gate_ids.isdisjoint({gate.id for gate in job.limits})]
+    for portion in portions(found):
+        refs = {ref for job in portion for ref in (job.ref, Ref(Kind.QUEUE, job.queue.encode()), *gates.refs_of(job.limits))}
+        yield from decide([job.id for job in portion], one, rules, refs, scans=MOVE_SCANS, locked=False)
+
+
+def first_ready(limit: int) -> Operation[list[Job]]:
+    """Return about `limit` READY jobs with limits, the first of each queue."""
+    holding: Snapshot = yield Query(groups=(("holding", ()),))
+    queues = [group.prefix[0] for group in holding.groups[0]][:limit]
+    seen: Snapshot = yield Query(scans=tuple([Scan("holding", max(1, limit // len(queues)), (name,)) for name in queues]))
+    return [Job.of_record(entry.record) for entries in seen.scans for entry in entries if entry.record is not None]
 
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:

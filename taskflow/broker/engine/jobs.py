@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine import flows, gates, handover, job_pauses, moves, turns
-from taskflow.broker.engine.decisions import decide, follow
+from taskflow.broker.engine.decisions import admit_again, decide, first_ready, follow
 from taskflow.broker.engine.draft import Draft, Foreseen, Left
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -39,6 +39,9 @@ from taskflow.model.transitions import Event, apply_verdict
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Succeeded, is_plain_success
 
 # --- adding jobs ---------------------------------------------------------------------------------------------------
+
+MAX_READY: Final = 1_000
+"""The maximum number of READY jobs that pass their rates again when a run closes one."""
 
 MAX_ASSUMED: Final = 512
 """The maximum payload size in bytes of a job whose key isn't checked first. Redis would store a larger payload even for a refused job."""
@@ -137,6 +140,9 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     foreseen = gates.foresee([gate for settlement in others for gate in settlement.limits])
     settled = yield from decide(others, _settle, rules, refs, scans=MOVE_SCANS, locked=Settled.HELD_UP, foreseen=foreseen)
     answers.update(zip(rest, settled, strict=True))
+    closing = [each.limits for each in others if isinstance(each.verdict, Snoozed) and each.verdict.closes]
+    if closed := {gate.id for limits in closing for gate in limits if gate.per}:
+        yield from admit_again(closed, (yield from first_ready(MAX_READY)), rules)
     return [answers[number] for number in range(len(settlements))]
 
 

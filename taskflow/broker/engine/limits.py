@@ -9,7 +9,7 @@ from typing import Final
 
 from taskflow.broker.admin import LimitedJob, LimitInfo
 from taskflow.broker.engine import gates
-from taskflow.broker.engine.decisions import PORTION, decide, each_portion, portions
+from taskflow.broker.engine.decisions import PORTION, admit_again, decide, each_portion, portions
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, enter
@@ -107,19 +107,26 @@ def _shown(record: Record, gate: Gate, now: int, waiting: int, holders: Sequence
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
     """Set a gate's number to `gate.most`. With `is_set`, this overrides the numbers that senders declare; otherwise they may change it.
-    Jobs that can now pass the gate become READY. A rate opens if it was closed, and the jobs that wait for it get new times."""
+    Jobs that can now pass the gate become READY, and READY jobs above the number wait again. A rate opens if it was closed, and the jobs
+    that wait for it get new times."""
 
-    def one(draft: Draft, gate: Gate) -> None:
+    def one(draft: Draft, gate: Gate) -> bool:
         record = gates.record_of(draft, gate)
         record.header["is_set"], record.header["most"] = int(is_set), gate.most
         if record.header["tat"] is not None and gate.per:  # the jobs that have started may have used all of its burst
             record.header["closed_until"], latest = None, draft.now + gate.burst * interval(gate)
             record.header["tat"] = min(record.header["tat"], latest)
         gates.put(draft, record)
+        taken: int = record.header["taken"]
+        return taken > gate.most
 
-    yield from decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
+    [is_over] = yield from decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
     if gate.per:
         yield from _pay_anew(gate.id, rules)
+    elif is_over:
+        ready = list[Job]()
+        yield from each_portion(Scan("holding", PORTION), lambda entries: ready.extend(_jobs(entries)))
+        yield from admit_again({gate.id}, sorted(ready, key=lambda job: job.header["since"] or 0)[::-1], rules)
 
 
 def _pay_anew(gate_id: bytes, rules: Rules) -> Operation[None]:

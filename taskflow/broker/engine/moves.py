@@ -81,6 +81,9 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")
     if envelope.on_conflict is OnConflict.DEBOUNCE and waiting is not None and not waiting.has(Flag.POISON):
+        gates.declare(draft, envelope.limits)
+        if waiting.status == READY and {gate.id for gate in waiting.limits} != {gate.id for gate in envelope.limits}:
+            move(draft, waiting, Event.PARK, SCHEDULED)  # gives back its slots
         return answers.merge(draft, waiting, envelope)
     job = Job.of_envelope(envelope, draft.now)
     if (existing := answers.throttled(draft, job, envelope.throttle)) is not None:

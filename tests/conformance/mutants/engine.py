@@ -287,6 +287,22 @@ gates.declare: gate_number: a deployed number has no effect
 - for gate in limits:
 + for gate in ():
 
+limits.set_number: gate_number: READY jobs keep their slots when an operator sets a lower number
+- elif is_over:
++ elif False:
+
+jobs.admit_again: gate_rate: READY jobs start although a run has closed their rate
+- or (each["closed_until"] or 0) > draft.now
++
+
+answers.merge: debounce_last: a debounced call keeps the limits of an earlier one
+- envelope.limits), ()
++ job.sent.limits), ()
+
+moves.add: debounce_last: a READY job keeps the slots of limits that a debounced call doesn't have
+- if waiting.status == READY and
++ if False and
+
 admin._run_now: gate_acts: run_now sends a job that waits for a rate to the end of the line
 - and job.state.paid is None
 +

@@ -13,6 +13,7 @@ import pytest
 from taskflow import Concurrency, DeclarationError, Job, Limit, Rate, job, preset
 from taskflow.app.declared_limits import unadmitted
 from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.errors import DecodeError
 from taskflow.model.limits import RATE, TENANT, Gate, gate_id, interval
 from taskflow.model.verdict import HandedBack
 from tests.unit.app.jobs import add
@@ -35,6 +36,10 @@ async def ship(order: Order) -> None: ...
 
 @job(limits=[Concurrency(1, key="tenant")])
 async def optional(tenant: str | None = None) -> None: ...
+
+
+@job
+async def unlimited(tenant: str | None = None) -> None: ...
 
 
 async def on_tenant(tenant: str) -> None: ...
@@ -170,6 +175,16 @@ def test_a_lease_that_lacks_gates() -> None:
     limits = rated.bind("acme").envelope.limits
     assert unadmitted(lease(0, limits[:1]), rated) == HandedBack(counts=False, limits=limits)
     assert unadmitted(lease(), rated) == HandedBack(counts=False, limits=limits)
+
+
+def test_a_lease_whose_arguments_make_no_key() -> None:
+    """The job must not run without its limits. Arguments that can't be decoded are left to the run, which says what is wrong with them."""
+    for payload in (unlimited.bind(None).envelope.payload, unlimited.bind("x" * 300).envelope.payload):
+        sent = lease()
+        sent = msgspec.structs.replace(sent, envelope=msgspec.structs.replace(sent.envelope, payload=payload))
+        with pytest.raises(DecodeError, match=r"limits=: .*tenant"):
+            unadmitted(sent, optional)
+        assert unadmitted(sent, ship) is None
 
 
 def test_a_lease_that_is_late() -> None:
