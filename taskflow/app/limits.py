@@ -53,7 +53,8 @@ class Limits:
             doing.affected = 1
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
-        """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one."""
+        """Return the limits that hold up jobs or whose number was set, most waiting jobs first. With `limit`, return only that one.
+        At most 10,000 keys are returned: if there are more, any of them. A limit that is named is found beside any number of others."""
         return await default_app().client().call(lambda broker: broker.admin.limits(limit))
 
 

@@ -47,6 +47,10 @@ class LimitedJob(msgspec.Struct, frozen=True, kw_only=True):
     is_running: bool
 
 
+MAX_LISTED: Final = 10_000
+"""The maximum number of gates that `limits` returns."""
+
+
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A limit, for one value of its key, that currently holds up jobs or whose number was set.
 
@@ -340,7 +344,8 @@ class Admin(Protocol):
 
     async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitInfo]:
         """Return the gates of one limit, or of all limits, that are in use or whose number an operator has set. The gates with the most
-        waiting jobs come first. With `job`, return instead those gates of the job with this id that are in use. [admin_limits]"""
+        waiting jobs come first. If there are more than `MAX_LISTED`, return any of them. With `job`, return instead those gates of the
+        job with this id that are in use. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:

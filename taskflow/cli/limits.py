@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -10,10 +11,10 @@ import msgspec
 
 from taskflow.app.app import App, default_app
 from taskflow.app.limits import limits
-from taskflow.broker.admin import LimitInfo
+from taskflow.broker.admin import MAX_LISTED, LimitInfo
 from taskflow.cli.command import existing_broker, on_store, operator, with_store
 from taskflow.cli.modules import import_targets
-from taskflow.cli.terminal import room, show
+from taskflow.cli.terminal import room, show, warn
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.printable import INDENT, one_line, span
 
@@ -23,9 +24,11 @@ NONE: Final = "no limit holds up a job, and no number was set"
 @on_store
 async def list_limits(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
-    found = await broker.admin.limits()
-    if arguments.names:
-        found = [info for info in found if info.limit in arguments.names]
+    lists = [await broker.admin.limits(name) for name in dict.fromkeys(arguments.names) or (None,)]
+    found = sorted(itertools.chain.from_iterable(lists), key=lambda info: -info.waiting)
+    if any(len(each) == MAX_LISTED for each in lists):
+        advice = "" if arguments.names else ", even ones at which jobs wait: taskflow limits list NAME searches all"
+        warn(f"these are {MAX_LISTED:,} keys, the maximum: there may be more{advice}")
     return show(arguments, map(msgspec.structs.asdict, found), _rows(found, is_detailed=bool(arguments.names)) if found else iter([NONE]))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from taskflow import Concurrency, Limit, limits
+from taskflow.broker.engine import decisions, limits as engine_limits
 from taskflow.broker.protocol import Broker
+from taskflow.cli import limits as cli_limits
 from taskflow.cli.limits import NONE
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
@@ -52,6 +54,19 @@ def test_limits_are_listed(cli: Cli, stored: None) -> None:
     assert cli("limits").out.splitlines()[2:4] == said[2:]
     assert cli("limits", "list", "api").out.splitlines()[1].startswith("api         1 in 1m                    in ")
     assert cli("limits", "list", "other").out == f"{NONE}\n"
+
+
+def test_a_list_that_is_cut_says_so(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that is named is still found, and its number can be set without its module."""
+    for module in (cli_limits, engine_limits):
+        monkeypatch.setattr(module, "MAX_LISTED", 1)
+    monkeypatch.setattr(decisions, "PORTION", 1)
+    assert "these are 1 keys, the maximum: there may be more, even ones at which jobs wait" in cli("limits").err
+    assert len(cli.json("limits")) == 1
+    for name in ("charge", "api"):
+        assert [info["limit"] for info in cli.json("limits", "list", name)] == [name]
+    assert cli("limits", "set", "api", "7").out == "api: 7\n"
+    assert cli("limits", "set", "charge", "acme", "3").out == "charge of acme: 3\n"
 
 
 def test_a_number_is_set(cli: Cli, stored: None) -> None:

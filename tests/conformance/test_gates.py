@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.admin import LimitedJob, View
-from taskflow.broker.engine import gates
+from taskflow.broker.engine import decisions, gates, limits
 from taskflow.broker.engine.draft import Draft, decide
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref
@@ -664,6 +664,22 @@ async def test_admin_limits(world: World) -> None:
     assert (other.limit, other.key, other.running, other.waiting, other.is_set) == ("other", "k", 1, 0, False)
     assert (rated.limit, rated.n, rated.per, rated.burst, rated.opens_in) == ("rated", 6, 60.0, 1, 10.0)
     assert await world.broker.admin.limits("other") == [other]
+
+
+async def test_admin_limits__many(world: World) -> None:
+    """A limit that is named is found, however many others there are. Without a name, some are left out."""
+    await world.broker.enqueue([world.an_envelope(limits=(gate(1, "many", f"{number}"),)) for number in range(20)])
+    names = [f"named {number}" for number in range(4)]
+    for name in names:
+        await limited(world, limit=name)
+    await world.broker.admin.set_limit(gate(5, "none taken"), is_set=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decisions, "PORTION", 3)
+        patch.setattr(limits, "MAX_LISTED", 7)
+        found = {name: await world.broker.admin.limits(name) for name in (*names, "none taken")}
+        assert {name: [each.limit for each in infos] for name, infos in found.items()} == {name: [name] for name in found}
+        assert len(await world.broker.admin.limits("many")) == len(await world.broker.admin.limits()) == 7
+    assert len(await world.broker.admin.limits()) == 25
 
 
 async def test_admin_limits__jobs(world: World) -> None:

@@ -298,12 +298,11 @@ def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left,
 
 
 def each_portion(scan: Scan, take: Callable[[list[Entry]], object]) -> Operation[None]:
-    """Pass the entries of a scan to `take`, in portions."""
+    """Pass the entries of a scan to `take`, in portions, until it returns True."""
     after = scan.after
     while True:
         seen: Snapshot = yield Query(scans=(scan._replace(after=after, limit=PORTION),))
-        take(seen.scans[0])
-        if len(seen.scans[0]) < PORTION:
+        if take(seen.scans[0]) is True or len(seen.scans[0]) < PORTION:
             return
         after = seen.scans[0][-1].position
 

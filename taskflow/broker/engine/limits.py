@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from taskflow.broker.admin import LimitedJob, LimitInfo
+from taskflow.broker.admin import MAX_LISTED, LimitedJob, LimitInfo
 from taskflow.broker.engine import gates
 from taskflow.broker.engine.decisions import PORTION, admit_again, decide, each_portion, portions
 from taskflow.broker.engine.draft import Draft
@@ -21,7 +21,6 @@ from taskflow.model.limits import Gate, earliest, interval
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
-MAX_LISTED: Final = 10_000
 MAX_COUNTED: Final = 1_000
 """The maximum number of waiting jobs that are counted at a gate."""
 
@@ -62,17 +61,28 @@ def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitInfo
 def _found(limit: str | None, job_id: bytes | None) -> Operation[list[tuple[Record, Gate]]]:
     """Return the stored gates, without those of paused queues, each with its numbers in force."""
     if job_id is None:
-        declared: Sequence[Gate] = ()
-        listed: Snapshot = yield Query(scans=(Scan("gates", MAX_LISTED),))
-        stored = [entry.record for entry in listed.scans[0]]
-    else:
-        ref = Ref(Kind.JOB, job_id)
-        job: Snapshot = yield Query((ref,))
-        record = job.records[ref]
-        declared = () if record is None else Job.of_record(record).limits
-        seen: Snapshot = yield Query(tuple(gates.refs_of(declared)))
-        stored = list(seen.records.values())
-    names = {gate.id: gate for gate in declared}
+        return (yield from _matching(limit))
+    ref = Ref(Kind.JOB, job_id)
+    job: Snapshot = yield Query((ref,))
+    record = job.records[ref]
+    declared = () if record is None else Job.of_record(record).limits
+    seen: Snapshot = yield Query(tuple(gates.refs_of(declared)))
+    return _in_force(seen.records.values(), limit, {gate.id: gate for gate in declared})
+
+
+def _matching(limit: str | None) -> Operation[list[tuple[Record, Gate]]]:
+    """Return up to `MAX_LISTED` of all gates, or of those of one limit, however many gates come before them."""
+    found = list[tuple[Record, Gate]]()
+
+    def take(entries: Sequence[Entry]) -> bool:
+        found.extend(_in_force([entry.record for entry in entries], limit, {}))
+        return len(found) >= MAX_LISTED
+
+    yield from each_portion(Scan("gates", PORTION), take)
+    return found[:MAX_LISTED]
+
+
+def _in_force(stored: Iterable[Record | None], limit: str | None, names: Mapping[bytes, Gate]) -> list[tuple[Record, Gate]]:
     found = [(each, names.get(each.ref.id) or Gate(each.ref.id, "", "", each.header["most"])) for each in stored if each is not None]
     in_force = [(record, gates.in_force(record, gate)) for record, gate in found]
     return [each for each in in_force if limit in (None, each[1].limit) and each[1].id != gates.of_pause(each[1].limit).id]
