@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from taskflow.app.app import App, default_app
 from taskflow.app.bulk_actions import CHANGED, apply
 from taskflow.app.flow_plan import Plan
-from taskflow.app.flow_tree import flow_records, to_retry
+from taskflow.app.flow_tree import flow_id_of, flow_of, to_retry
 from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
 from taskflow.model.batch import Failure
 from taskflow.model.errors import JobCancelled, JobFailed
@@ -101,7 +101,8 @@ class SentFlow:
 
     @staticmethod
     def of(flow_id: str) -> SentFlow:
-        """Return the flow with this id, which may have been sent elsewhere. Raises InvalidJobId if the text is not an id."""
+        """Return the flow with this id, or the one with a job of this id. It may have been sent elsewhere. Raises InvalidJobId if the text
+        is not an id."""
         return SentFlow(default_app(), parse_id(flow_id), ())
 
     @property
@@ -112,13 +113,16 @@ class SentFlow:
     async def cancel(self) -> int:
         """Cancel all waiting jobs of the flow, and ask the running ones to stop. Return how many jobs had not ended. No job of the flow
         starts after this returns."""
-        return await self._app.client().call_on_flow(lambda broker: broker.admin.cancel_flow(self._id))
+        call = self._app.client().call_on_flow
+        flow = self._id if self.jobs else await flow_id_of(call, self._id)
+        return await call(lambda broker: broker.admin.cancel_flow(flow))
 
     async def retry(self) -> int:
         """Rerun the jobs that failed or were cancelled, with fresh attempts, and restore those that their failures cancelled. Jobs that
         succeeded don't run again. Return the number of retried jobs."""
         call = self._app.client().call_on_flow
-        ids = to_retry(await flow_records(call, self._id))
+        _, records = await flow_of(call, self._id)
+        ids = to_retry(records)
         return (await apply(call, "retry", ids)).count(CHANGED)
 
     def __repr__(self) -> str:

@@ -52,9 +52,14 @@ async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
 
 async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
     """Return the id and the jobs of a flow, given its id or the id of one of its jobs. The list is empty if neither exists."""
-    [record] = await call(lambda broker: broker.read([named]))
-    flow = named if record is None or record.member is None else record.member.flow
+    flow = await flow_id_of(call, named)
     return flow, await flow_records(call, flow)
+
+
+async def flow_id_of(call: CallBroker, named: bytes) -> bytes:
+    """Return the id of a flow, given its id or the id of one of its jobs."""
+    [record] = await call(lambda broker: broker.read([named]))
+    return named if record is None or record.member is None else record.member.flow
 
 
 def to_retry(records: Sequence[Record]) -> list[bytes]:

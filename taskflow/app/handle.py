@@ -24,7 +24,7 @@ from taskflow.model.record import Record, Status
 from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
-from taskflow.model.wording import DISCARDED
+from taskflow.model.wording import CANCELLED, DISCARDED
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -128,8 +128,9 @@ class JobHandle(Generic[R_co]):
         if record.status is Status.FAILED:
             raise self._failure(record)
         if record.status is Status.CANCELLED:
-            reason = record.reason or "cancelled"
-            raise JobCancelled(f"{self!r} was cancelled: {message(reason)}", job_id=self.id, reason=reason)
+            reason = record.reason or CANCELLED
+            why = "" if reason == CANCELLED else f": {message(reason)}"
+            raise JobCancelled(f"{self!r} was cancelled{why}", job_id=self.id, reason=reason)
         return self._decode(record)  # type: ignore[no-any-return]
 
     async def _cause_of(self, error: JobFailed | JobCancelled) -> JobFailed | JobCancelled:

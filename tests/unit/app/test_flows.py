@@ -235,6 +235,15 @@ async def test_a_handle_of_a_flow_that_is_forgotten(bench: Bench) -> None:
     assert await SentFlow.of(handle.flow.id).cancel() == 0
 
 
+async def test_a_flow_is_found_by_the_id_of_one_of_its_jobs(bench: Bench) -> None:
+    handle = await (double.bind(1) | double).delay()
+    assert await SentFlow.of(handle.flow.jobs[1].id).cancel() == 2
+    with pytest.raises(JobCancelled, match=r"was cancelled$"):
+        await handle.result(timeout=0)
+    assert await SentFlow.of(handle.flow.jobs[0].id).retry() == 2
+    assert await handle.status() is Status.HELD
+
+
 def test_a_flow_is_sent_without_a_loop() -> None:
     with default_app().using(connect("memory://")):
         handle = (double.bind(1) | double).delay_sync()
