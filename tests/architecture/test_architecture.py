@@ -42,15 +42,15 @@ BUDGETS = {
     "taskflow/broker/redis": 5_382,
     "taskflow/broker/postgres": 6_014,
     "taskflow/broker": 24_519,
-    "taskflow/app": 8_005,
+    "taskflow/app": 8_015,
     "taskflow/worker": 7_134,
     "taskflow/cli": 4_748,
     "taskflow/testing": 1_043,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 621,
     "taskflow/telemetry": 430,
-    "taskflow": 55_982,
-    "tests": 77_206,
+    "taskflow": 55_992,
+    "tests": 77_215,
 }
 
 
