@@ -379,6 +379,11 @@ async def summed(numbers: list[int], plus: int = 0) -> str:
 
 
 @job
+async def joined(values: list[int | str]) -> str:
+    return "".join(map(str, values))
+
+
+@job
 async def tallied(outcomes: list[int | Failure]) -> int:
     return len([each for each in outcomes if isinstance(each, Failure)])
 
@@ -402,6 +407,8 @@ async def the_flows(connection: sqlite3.Connection) -> None:
     assert_type(group(add.bind(n, n) for n in range(10_000)) | summed, Flow[str])
     assert_type(group([add.bind(1), add.bind(2)]) | summed.partial(plus=1) | resize, Flow[str])
     assert_type(group((add.bind(n, n) for n in range(9)), failures="collect") | tallied, Flow[int])
+    mixed: list[Call[int | str]] = [add.bind(1), resize.bind("a")]
+    assert_type(group(mixed) | joined, Flow[str])
     assert_type(group([add.bind(1) | add, group([add.bind(2)]) | tallied_plainly]) | summed, Flow[str])
     assert_type(flow | group([resize.bind("a"), resize.bind("b")]), Group[str])
     assert_type(group([resize.bind("a")]) | group([add.bind(1)]) | summed, Flow[str])
