@@ -14,7 +14,9 @@ end
 local answers, values, gone, ended_ids, others = {}, {}, {}, {}, {}
 local fence_of = {} -- of the jobs that this call has ended
 local last_queue, last_begin
+local last_flow, escaped_flow
 local NO_PART = '\0\0\0\0'
+local NOTE = '\064' .. rev .. '\0\0\0\010\145\168' -- the beginning of a note's record, whose header has one number of 8 bytes
 local now, job_key = enc(wall), P .. 'j:'
 local head, queues = char(F.succeeded_status) .. rev, {}
 local awaited = {} -- the number of ends, by the job that awaits them
@@ -36,12 +38,12 @@ end
 
 -- Ends runs of one session with the same keep time.
 local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awaiting, notes)
-  local keys, claims, faded, members, ended = {}, {}, {}, {}, 0
+  local keys, note_keys, claims, faded, members, ended = {}, {}, {}, {}, {}, 0
   local fades, key_of, known = enc(wall + keep_for), keys_of and lone_keys(keys_of, ids) or {}, {}
   for i, note in ipairs(notes or {}) do
-    keys[i] = P .. 'o:' .. note
+    note_keys[i] = P .. 'o:' .. note
   end
-  for i, stored in ipairs(get_all(keys)) do
+  for i, stored in ipairs(get_all(note_keys)) do
     known[notes[i]] = stored and true -- a run without a note has the id '', which no record has
   end
   for i, id in ipairs(ids) do
@@ -63,16 +65,20 @@ local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awai
           local names_at = waiting_at + L.waiting
           local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
           if member > 0 then
-            no_longer_live[#no_longer_live + 1] = esc(sub(stored, names_at + queue + name, names_at + queue + name + L.member - 1)) .. id
+            local place = sub(stored, names_at + queue + name, names_at + queue + name + L.member - 1)
+            local flow = sub(place, 1, -5)
+            if flow ~= last_flow then
+              last_flow, escaped_flow = flow, sub(esc(flow), 1, -3) -- without the end mark
+            end
+            no_longer_live[#no_longer_live + 1] = escaped_flow .. esc(sub(place, -4)) .. id
             content_at = content_at + L.member
           end
           if ties == G.AWAITED then
             awaited[awaited_by] = (awaited[awaited_by] or 0) + 1
           end
           if ties == G.AWAITED and note ~= '' then
-            local header, state = cmsgpack.pack({ enc(#outcome - 7) }), '\0' .. sub(outcome, 9)
-            values[#values + 1] = P .. 'o:' .. note
-            values[#values + 1] = '\064' .. rev .. struct.pack('>I4', #header) .. header .. NO_PART .. struct.pack('>I4', #state + 1) .. state .. NO_PART
+            values[#values + 1] = note_keys[i]
+            values[#values + 1] = NOTE .. enc(#outcome - 7) .. NO_PART .. struct.pack('>I4', #outcome - 6) .. '\0' .. sub(outcome, 9) .. NO_PART
             notes_put[#notes_put + 1], known[note] = note, true
           end
           local queue_name = sub(stored, names_at, names_at + queue - 1)
