@@ -19,7 +19,7 @@ def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
             try:
                 tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
-            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:  # a ValueError also for an integer of thousands of digits
                 raise ConfigurationError(f"{file} cannot be read: {error}") from error
             return file, table_in(tool if isinstance(tool, dict) else {"taskflow": tool}, "taskflow", "tool.", file)
     return None

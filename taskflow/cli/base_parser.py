@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 MAX_PROCESSES: Final = 1_000
+MAX_POSITIVE: Final = 1_000_000_000_000
 MAX_SECONDS: Final = 36_525 * 86_400.0  # a hundred years: stores cannot compute with much longer times
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -106,12 +107,14 @@ def _hint(typo: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near}?" if near else ""
 
 
-def positive(text: str, most: int | None = None, why: str = "") -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    if most is not None and int(text) > most:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than the maximum of {most}{why}")
-    return int(text)
+def positive(text: str, most: int = MAX_POSITIVE, why: str = "") -> int:
+    from taskflow.model.printable import shown, whole
+
+    if not (number := whole(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, 1 or more")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is more than the maximum of {most}{why}")
+    return number
 
 
 def filled(text: str) -> str:
@@ -125,9 +128,11 @@ count: Final = partial(positive, most=10_000)
 
 
 def port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 0 to 65535")
-    return int(text)
+    from taskflow.model.printable import shown, whole
+
+    if (number := whole(text)) is None or number > 65_535:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a port number from 0 to 65535")
+    return number
 
 
 def stages(text: str) -> tuple[int | None, ...]:

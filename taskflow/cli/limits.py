@@ -16,7 +16,7 @@ from taskflow.cli.command import existing_broker, on_store, operator, with_store
 from taskflow.cli.modules import import_targets
 from taskflow.cli.terminal import room, show, warn
 from taskflow.model.errors import ConfigurationError
-from taskflow.model.printable import INDENT, one_line, span
+from taskflow.model.printable import INDENT, MAX_SHOWN, one_line, span, whole
 
 NONE: Final = "no limit holds up a job, and no number was set"
 
@@ -55,8 +55,8 @@ def _holders(info: LimitInfo, *, is_detailed: bool) -> Iterator[str]:
 
 
 def set_limit(arguments: argparse.Namespace) -> int:
-    if arguments.n != "declared" and not arguments.n.isdecimal():
-        raise ConfigurationError(f'N is {one_line(arguments.n)}: expected a whole number, or "declared"')
+    if arguments.n != "declared" and whole(arguments.n) is None:
+        raise ConfigurationError(f'N is {one_line(arguments.n, MAX_SHOWN)}: expected a whole number, or "declared"')
     default_app().flag(broker=arguments.broker)
     import_targets(arguments.modules)
     return with_store(_set, arguments)
@@ -64,7 +64,7 @@ def set_limit(arguments: argparse.Namespace) -> int:
 
 async def _set(app: App, arguments: argparse.Namespace) -> int:
     await existing_broker(app)
-    n = None if arguments.n == "declared" else int(arguments.n)
+    n = None if arguments.n == "declared" else whole(arguments.n)
     try:
         await limits.set(arguments.name, arguments.key, n, **operator(arguments))
     except ValueError as error:

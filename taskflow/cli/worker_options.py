@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from taskflow.cli.base_parser import MAX_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
+from taskflow.cli.base_parser import MAX_POSITIVE, MAX_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
 from taskflow.model.errors import ConfigurationError
+from taskflow.model.printable import shown, whole
 
 PREFIX: Final = "TASKFLOW_WORKER_"  # prefix of the environment variables for settings
 own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports first, if a framework runs the command
@@ -101,15 +102,17 @@ def _modules(where: str, given: object) -> list[str]:
 
 
 def _count(where: str, given: object) -> int:
+    text = given if isinstance(given, str) else shown(given)
     try:
-        return positive(str(given))
+        return positive(text)
     except argparse.ArgumentTypeError:
-        raise ConfigurationError(f"{where} is {given!r}: expected a whole number, 1 or more") from None
+        bounds = f"from 1 to {MAX_POSITIVE:,}" if whole(text) else "1 or more"
+        raise ConfigurationError(f"{where} is {shown(given)}: expected a whole number, {bounds}") from None
 
 
 def _processes(where: str, given: object) -> int:
     if (number := _count(where, given)) > MAX_PROCESSES:
-        raise ConfigurationError(f"{where} is {given!r}: expected at most {MAX_PROCESSES}, because more would overload the machine")
+        raise ConfigurationError(f"{where} is {shown(given)}: expected at most {MAX_PROCESSES}, because more would overload the machine")
     return number
 
 

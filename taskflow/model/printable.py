@@ -1,4 +1,5 @@
-"""Makes any text safe to show in a terminal or log. Also formats times, durations and JSON, suggests similar names, and logs safely."""
+"""Makes any text safe to show in a terminal or log. Also formats times, durations and JSON, suggests similar names, logs safely, and reads
+whole numbers."""
 
 from __future__ import annotations
 
@@ -138,6 +139,18 @@ def nearest(word: str, known: Iterable[str], *, similarity: float = 0.6) -> str 
     from difflib import get_close_matches  # imported here because most commands have nothing to suggest
 
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=similarity)), None)
+
+
+MAX_WHOLE: Final = 10**18
+
+
+def whole(text: str) -> int | None:
+    """Return the number that ASCII digits write, or None for any other text. A larger number than `MAX_WHOLE` gives `MAX_WHOLE`, because
+    Python refuses to convert thousands of digits."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    digits = text.lstrip("0")
+    return int(digits or 0) if len(digits) <= 18 else MAX_WHOLE
 
 
 def log_safely(log: Callable[..., None], *args: object) -> None:

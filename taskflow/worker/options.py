@@ -12,6 +12,7 @@ import msgspec
 from taskflow.app.events import Subscriber
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
+from taskflow.model.printable import MAX_WHOLE, shown, whole
 from taskflow.worker.children.process import ChildOptions
 from taskflow.worker.log import log_event
 
@@ -39,9 +40,10 @@ class QueueChoice:
             check_queue(name)
             if name in weights:
                 raise ValueError(f"queue {name!r} is named twice")
-            if separator and not (weight.isascii() and weight.isdigit() and int(weight) > 0):
-                raise ValueError(f"queue {name!r} has the weight {weight!r}: expected a whole number, 1 or more")
-            weights[name] = int(weight) if separator else None
+            number = whole(weight)
+            if separator and not (number and number < MAX_WHOLE):
+                raise ValueError(f"queue {name!r} has the weight {shown(weight)}: expected a whole number from 1 to {MAX_WHOLE - 1:,}")
+            weights[name] = number if separator else None
         return cls(weights)
 
     def order(self) -> Sequence[str]:

@@ -120,6 +120,8 @@ def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: 
     ("words", "said"),
     [
         (("charge", "acme", "many"), 'N is many: expected a whole number, or "declared"'),
+        (("charge", "acme", "\u0663"), 'N is \u0663: expected a whole number, or "declared"'),
+        (("charge", "acme", "9" * 5_000), "expected 0 to 1,000,000,000"),
         (("chargee", "acme", "3"), "did you mean 'charge'?"),
         (("charge", "3"), "needs a value of tenant"),
         (("ledger", "acme", "3"), "counts all calls together"),

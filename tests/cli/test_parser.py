@@ -26,6 +26,9 @@ REFERENCE: Final = Path(__file__).parents[2] / "docs/reference"
         (["jobs", "not-an-id"], "'not-an-id' is not a job id"),
         (["jobs", "00000000-0000-0000-0000-000000000000", "--queue", "mail"], "ids or filters, not both: leave out --queue"),
         (["jobs", "--queue", "two words"], "--queue: queue 'two words'"),
+        (["jobs", "--limit", "9" * 5_000], "9... is more than the maximum of 1000000000000"),
+        (["jobs", "--limit", "\u0663"], "is not a whole number, 1 or more"),
+        (["dashboard", "--port", "9" * 5_000], "9... is not a port number from 0 to 65535"),
         (["jobs", "--limit", "0"], "'0' is not a whole number, 1 or more"),
         (
             ["jobs", "--status", "done"],

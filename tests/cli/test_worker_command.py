@@ -286,6 +286,7 @@ def test_the_environment_overrides_pyproject_and_options_override_both(project: 
             "concurrency = true",
             "concurrency in [tool.taskflow.worker] of FOLDER/pyproject.toml is True: expected a whole number, 1 or more",
         ),
+        pytest.param(f'concurrency = "{"9" * 5_000}"', "...: expected a whole number, from 1 to 1,000,000,000,000", id="5,000 digits"),
         ("processes = 0", "is 0: expected a whole number, 1 or more"),
         ("processes = 1001", "is 1001: expected at most 1000, because more would overload the machine"),
         ('modules = "app.tasks"\nqueues = "two words"', "queues in [tool.taskflow.worker] of FOLDER/pyproject.toml: queue 'two words'"),

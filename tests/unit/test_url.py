@@ -144,6 +144,8 @@ def test_a_namespace_longer_than_a_schemas_name() -> None:
         ("sqlite:///queue.db?owner=no-such-user", "owner='no-such-user': expected the name or the uid of a user"),
         ("sqlite:///queue.db?namespace=a/b", "namespace 'a/b'"),
         ("redis://host/queue", "a database that is not a number"),
+        pytest.param("redis://host/" + "9" * 5_000, "a database that is not a number", id="a database of 5,000 digits"),
+        ("redis://host/\u0663", "a database that is not a number"),
         ("redis://host?durability=disk", "durability='disk': expected server or fsync"),
         ("redis://host?tls_ca=ca.pem", "tls_ca= without TLS: write rediss://"),
         ("postgresql://host/db?tls=on", "tls='on': expected one of disable, prefer"),

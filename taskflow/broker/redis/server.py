@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from taskflow.broker.admin import Finding
 from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUrlError
+from taskflow.model.printable import MAX_WHOLE, whole
 from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_TIMEOUT: Final = 3.0
@@ -150,10 +151,10 @@ def _port(parts: SplitResult) -> int:
 
 
 def _db(path: str) -> int:
-    number = path.strip("/")
-    if number and not number.isdecimal():
+    number = whole(path.strip("/") or "0")
+    if number is None or number == MAX_WHOLE:
         raise BrokerUrlError(f"broker URL has a database that is not a number: write it as in redis://localhost:6379/0; {IN_PASSWORDS}")
-    return int(number or 0)
+    return number
 
 
 def _choice(options: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
