@@ -188,7 +188,7 @@ def _at_limit(record: Record, limits: Sequence[LimitInfo], facts: Facts) -> Iter
         starts = f"it starts {_after(record.due_at, facts.now)}"
         if record.due_at < facts.now + timedelta(seconds=limit.closed_for):
             starts = f"a run that was refused has closed it, and it opens in {span(limit.closed_for)}"
-        yield Reason(f"{record.waiting_for} allows {at}: {starts}{later}", f"wait; {_CHANGE} for jobs that are sent later")
+        yield Reason(f"{record.waiting_for} allows {at}: {starts}{later}", f"wait; {_CHANGE}, and gives the waiting jobs new times at once")
     else:
         number = next((number for number, job in enumerate(limit.next, 1) if job.id == _id(record)), None)
         waiting = f"{limit.waiting:,}{' or more' if limit.waiting == MAX_WAITING else ''}"
@@ -218,6 +218,9 @@ def _taken(limit: LimitInfo) -> str:
     shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
     more = [f"{limit.running - len(shown):,} more"] * (limit.running > len(shown) > 0)
     held_by = f" by {', '.join([*shown, *more])}" if shown else ""
+    if limit.n == 0:
+        still = f"; {limit.running:,} {'is' if limit.running == 1 else 'are'} still held{held_by}" if limit.running else ""
+        return f"its number is 0{still}"
     return f"{limit.running:,} of {limit.n:,} {'is' if limit.running == 1 else 'are'} taken{held_by}"
 
 

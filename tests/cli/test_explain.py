@@ -195,6 +195,7 @@ async def test_explain_shows_when_a_rate_lets_the_job_start(world: World) -> Non
     calls = Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000)
     [told] = await told_at_limits(world, calls, number=3)
     assert told.text == "limit api allows 6 in 1m: it starts in 20s; a job that is sent now starts in 30s"
+    assert told.cure == "wait; `taskflow limits set` changes the number, and gives the waiting jobs new times at once"
 
 
 async def test_explain_shows_that_a_refused_run_has_closed_the_rate(world: World) -> None:
@@ -226,10 +227,12 @@ async def test_explain_shows_that_a_job_whose_rate_lets_it_start_needs_a_worker(
 async def test_explain_shows_that_no_run_frees_a_slot(world: World) -> None:
     slots = Gate(gate_id("imports", ""), "imports", "", 3)
     await told_at_limits(world, slots, number=4)
+    await world.claim(await world.a_session())  # a lower number takes slots back from jobs that are ready, but not from runs
     for number, said in ((1, "it is free when 3 of their runs have ended"), (0, "none starts while the number is 0")):
         await world.broker.admin.set_limit(msgspec.structs.replace(slots, most=number), is_set=True)
         [told] = await told_at_limits(world, slots, number=1)
         assert told.cure.startswith(said)
+    assert "its number is 0; 3 are still held by " in told.text
 
 
 @cause("it waits for other jobs to end")
