@@ -176,7 +176,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         fields = {field: getattr(self, field) for field in Options.__struct_fields__ if field not in NOT_SENT}
         if self.key and isinstance(self.key, str):
             fields |= self.key_fields(job, self.key)
-        if self.throttle or self.debounce or self.at_most:
+        if self.throttle or self.debounce or self.at_most is not None:
             fields |= self._window_fields(job)
         if self.on_failure is not None:
             fields["on_failure"] = packed_follow_up(self.on_failure._renewed())
@@ -197,9 +197,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         for other, is_given in excluded.items():
             if is_given:
                 raise ValueError(f"{job}: debounce= and {other}= cannot be combined")
-        if self.at_most and self.at_most < self.debounce:
+        if self.at_most is not None and self.at_most < self.debounce:
             raise ValueError(f"{job}: at_most={self.at_most:g} must not be less than debounce={self.debounce:g}")
-        return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
+        return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most, "throttle": None}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
         """Return the envelope fields of a call's key. `text` is what operators see, or None to show them the key. Raises ValueError for an

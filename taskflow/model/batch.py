@@ -26,7 +26,7 @@ class Batch(msgspec.Struct, frozen=True):
     within: float | timedelta
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or not 1 <= self.size <= MAX_SIZE:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"Batch(size={shown(self.size)}): expected a whole number from 1 to {MAX_SIZE:,}")
         if not isinstance(self.within, int | float | timedelta) or not 0 <= self.seconds <= MAX_WITHIN:
             raise ValueError(f"Batch(within={shown(self.within)}): expected seconds or a timedelta, from 0 to an hour")

@@ -21,7 +21,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
     return default_app()
 
 
-@pytest.mark.parametrize("given", [(0, 1.0), (10_001, 1.0), ("10", 1.0), (10, -1), (10, 3_601), (10, "1 s"), (10, timedelta(days=1))])
+@pytest.mark.parametrize(
+    "given", [(0, 1.0), (True, 1.0), (10_001, 1.0), ("10", 1.0), (10, -1), (10, 3_601), (10, "1 s"), (10, timedelta(days=1))]
+)
 def test_a_batch_has_bounds(given: Any) -> None:
     with pytest.raises(ValueError, match=r"Batch\((size|within)="):
         Batch(*given)

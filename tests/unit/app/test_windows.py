@@ -103,6 +103,7 @@ async def test_a_debounced_job_keeps_its_slot_or_its_place_at_a_limit(bench: Ben
         ({"throttle": 60}, "throttle= needs key="),
         ({"debounce": 5}, "debounce= needs key="),
         ({"key": "k", "at_most": 5}, "at_most= needs debounce="),
+        ({"key": "k", "debounce": 5, "at_most": 0}, "at_most=0 must not be less than debounce=5"),
         ({"key": "k", "debounce": 5, "at_most": 2}, "at_most=2 must not be less than debounce=5"),
         ({"key": "k", "debounce": 5, "throttle": 2}, "debounce= and throttle= cannot be combined"),
         ({"key": "k", "debounce": 5, "after": 2}, "debounce= and after= cannot be combined"),
