@@ -41,8 +41,9 @@ def declared_key(template: str, job: Any) -> DeclaredKey | str:
 class DeclaredKey:
     """A template such as ``"{tenant}:{order.id}"``, from which the key of each call is made."""
 
-    def __init__(self, template: str, job: Any) -> None:
-        self.template = template
+    def __init__(self, template: str, job: Any, said: str | None = None) -> None:
+        """Errors quote `said` as what the decorator was given; the template if it's None."""
+        self.template, self._said = template, said or f"key={template!r}"
         self._job_name = job.name
         self._codec: FunctionCodec = job.codec
         self._parts = self._parsed(job)
@@ -94,7 +95,7 @@ class DeclaredKey:
         raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # the value may be secret
 
     def _of_job(self) -> str:
-        return f"key={self.template!r} of {self._job_name}"
+        return f"{self._said} of {self._job_name}"
 
     def _parsed(self, job: Any) -> list[str | _TemplateField]:
         try:
@@ -111,7 +112,7 @@ class DeclaredKey:
                     raise ValueError(
                         f"key={self.template!r}: the format of {{{name}}} has a number above {MAX_KEY_BYTES}, the maximum size of a key"
                     )
-                parts.append(_field(self.template, name, spec or "", job))
+                parts.append(_field(self._said, name, spec or "", job))
         return parts
 
 
@@ -161,8 +162,7 @@ def _is_long(value: Any) -> bool:
     return (isinstance(value, str) and len(value) > _MAX_LENGTH) or (isinstance(value, Decimal) and abs(value.adjusted()) > _MAX_LENGTH)
 
 
-def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
-    said = f"key={template!r}"
+def _field(said: str, written: str, spec: str, job: Any) -> _TemplateField:
     parameters = signature(job).parameters
     named = [name for name, each in parameters.items() if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
     known = f"the parameters are {', '.join(named)}" if named else "the function has no parameters that a key can name"

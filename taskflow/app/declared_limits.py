@@ -77,7 +77,7 @@ class Limit:
             raise TypeError(f"Limit(name={shown(name)}): expected a str")
         if not isinstance(rule, Concurrency | Rate):
             raise TypeError(f"Limit({shown(name)}, {shown(rule)}): expected a rule, as in Limit({shown(name)}, Concurrency(3))")
-        self.name, self.rule = check_key(name), rule
+        self.name, self.rule = check_key(name, option="name"), rule
 
     def __repr__(self) -> str:
         return f"Limit({self.name!r}, {self.rule!r})"
@@ -163,7 +163,7 @@ def key_of(parameter: object, job: Any, option: str = "key") -> DeclaredKey:
     """Return the template that makes each call's key from this parameter. Raises TypeError or ValueError if it does not fit the job."""
     from taskflow.app.declared_key import DeclaredKey
 
-    return DeclaredKey(f"{{{_checked_key(parameter, option)}}}", job)
+    return DeclaredKey(f"{{{_checked_key(parameter, option)}}}", job, f"{option}={parameter!r}")
 
 
 def _checked_number(n: object, name: str = "n") -> int:

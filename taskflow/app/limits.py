@@ -18,6 +18,14 @@ from taskflow.model.masking import HIDDEN
 from taskflow.model.printable import nearest, shown
 
 
+class WrongLimit(ValueError):
+    """The arguments of `set` don't fit the limit. `said` is the message for a command line."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+
+
 class Limits:
     """Shows limits, and sets their numbers. All methods are async. Code without an event loop calls ``run_sync(limits.set(...))``."""
 
@@ -38,11 +46,15 @@ class Limits:
         name, rule = _rule_of(limit, stored)
         text = _text(key)
         if (text == "") != (rule.key is None):
-            has = "counts all calls together: pass None as the key" if rule.key is None else f"needs a value of {rule.key}, got None"
-            raise ValueError(f"the limit {name!r} {has}")
+            together = f"the limit {name!r} counts all calls together"
+            if rule.key is None:
+                raise WrongLimit(f"{together}: pass None as the key", f"{together}: leave out the key")
+            needs = f"the limit {name!r} needs a value of {rule.key}"
+            raise WrongLimit(f"{needs}, got None", f"{needs} before the number")
         least = int(isinstance(rule, Rate))
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not least <= n <= MAX_MOST):
-            raise ValueError(f"n={shown(n)}: expected {least} to {MAX_MOST:,}, or None")
+            expected = f"expected {least} to {MAX_MOST:,}"
+            raise WrongLimit(f"n={shown(n)}: {expected}, or None", f'N is {shown(n)}: {expected}, or "declared"')
         has_secret = any(job.limits is not None and job.limits.hides(name) for job in default_app().registry)
         is_hidden = has_secret or any(info.key == HIDDEN for info in stored)
         gate = gate_of(name, rule, text, HIDDEN if is_hidden else text, n)
@@ -82,8 +94,10 @@ def _rule_of(limit: object, stored: Sequence[LimitInfo]) -> tuple[str, Concurren
     if not rules:
         near = nearest(limit, sorted({name for name, _ in declared}))
         hint = f"; did you mean {near!r}?" if near else ""
-        where = "is declared in this process or in use in the store: import the module that declares it"
-        raise ValueError(f"no limit called {limit!r} {where}{hint}")
+        missing = f"no limit called {limit!r} is declared in this process or in use in the store"
+        raise WrongLimit(
+            f"{missing}: import the module that declares it{hint}", f"{missing}: name the module that declares it with --module{hint}"
+        )
     if len({type(rule) for rule in rules}) > 1:
         raise ValueError(f"{limit!r} is the name of both a Concurrency and a Rate: give one a different name, as in Limit('other', ...)")
     return limit, rules[0]

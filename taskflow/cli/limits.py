@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.app.limits import limits
+from taskflow.app.limits import WrongLimit, limits
 from taskflow.broker.admin import MAX_LISTED, LimitInfo
 from taskflow.cli.command import existing_broker, on_store, operator, with_store
 from taskflow.cli.modules import import_targets
@@ -68,7 +68,7 @@ async def _set(app: App, arguments: argparse.Namespace) -> int:
     try:
         await limits.set(arguments.name, arguments.key, n, **operator(arguments))
     except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+        raise ConfigurationError(error.said if isinstance(error, WrongLimit) else str(error)) from None
     of = f" of {one_line(arguments.key)}" if arguments.key else ""
     document = {"action": "limits.set", "limit": arguments.name, "key": arguments.key, "n": n}
     return show(arguments, document, [f"{one_line(arguments.name)}{of}: {'the declared number' if n is None else f'{n:,}'}"])

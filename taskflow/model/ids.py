@@ -52,12 +52,13 @@ def key_digest(queue: str, job: str, key: str) -> bytes:
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 
-def check_key(key: str, text: str | None = None) -> str:
-    """Return the key. Raises ValueError if it's empty, too long, or not valid text. The message shows `text` if given, else the key."""
+def check_key(key: str, text: str | None = None, option: str = "key") -> str:
+    """Return the key. Raises ValueError if it's empty, too long, or not valid text. The message names `option`, and shows `text` if given,
+    else the key."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"key= has a lone surrogate, which is not valid text: {(key if text is None else text)!r}") from None
+        raise ValueError(f"{option}= has a lone surrogate, which is not valid text: {(key if text is None else text)!r}") from None
     if not 0 < size <= MAX_KEY_BYTES:
-        raise ValueError(f"key= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {(key if text is None else text)[:40]!r}")
+        raise ValueError(f"{option}= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {(key if text is None else text)[:40]!r}")
     return key

@@ -113,7 +113,7 @@ def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: 
     assert (charge["n"], charge["running"], api["n"], api["per"], api["is_set"]) == (3, 3, 7, 60.0, True)
     assert "needs a value of key" in cli("limits", "set", "charge", "3", code=2).err
     for words in (("ledger", "3"), ("charge", "acme", "declared")):
-        assert "or in use in the store: import the module" in cli("limits", "set", *words, code=2).err
+        assert "or in use in the store: name the module that declares it with --module" in cli("limits", "set", *words, code=2).err
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_number_of_a_limit_in_use_is_set_without_its_module(cli: Cli, stored: 
     [
         (("charge", "acme", "many"), 'N is many: expected a whole number, or "declared"'),
         (("charge", "acme", "\u0663"), 'N is \u0663: expected a whole number, or "declared"'),
-        (("charge", "acme", "9" * 5_000), "expected 0 to 1,000,000,000"),
+        (("charge", "acme", "9" * 5_000), 'expected 0 to 1,000,000,000, or "declared"'),
         (("chargee", "acme", "3"), "did you mean 'charge'?"),
         (("charge", "3"), "needs a value of tenant"),
-        (("ledger", "acme", "3"), "counts all calls together"),
+        (("ledger", "acme", "3"), "counts all calls together: leave out the key"),
         (("charge", "a" * 201, "3"), "201 bytes of UTF-8, expected 1 to 200"),
     ],
 )
