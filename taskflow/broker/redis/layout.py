@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 import re
-import struct
 import zlib
 from collections.abc import Sequence, Set
 from typing import Any, Final, NamedTuple
@@ -38,7 +36,6 @@ GROUPS_AT_ONCE: Final = 60
 """The maximum number of an index's groups that one script counts, so that other clients don't wait for long."""
 
 _BIAS: Final = 1 << 63
-_SMALL_BIAS: Final = 1 << 15
 
 
 def number_bytes(number: int) -> bytes:
@@ -87,9 +84,6 @@ DEFAULTS: Final = {
 # --- members of indexes -------------------------------------------------------------------------------------------
 
 
-_TEXTS: Final = (Type.NAME, Type.BYTES)
-
-
 class Member(NamedTuple):
     """Describes how a member of an index is made from a position and an id.
 
@@ -97,16 +91,12 @@ class Member(NamedTuple):
     `falls`    for each of these values, True if members are sorted by it in descending order
     `has_id`   True if the id ends the position
     `id_at`    the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
-    `numbers`  the layout of the values after the last text, as stored
-    `biases`   for each value in `numbers`, what was added to it before it was stored
     """
 
     types: tuple[Type, ...]
     falls: tuple[bool, ...]
     has_id: bool
     id_at: int | None
-    numbers: struct.Struct
-    biases: tuple[int, ...]
 
 
 def _member(index: Index) -> Member:
@@ -121,10 +111,7 @@ def _member(index: Index) -> Member:
         id_at = -1
     else:
         id_at = sum(2 if each is Type.SMALL else 8 for each in chosen)
-    begin = max((at for at, of_type in enumerate(chosen, 1) if of_type in _TEXTS), default=0)
-    layout = struct.Struct(">" + "".join("H" if of_type is Type.SMALL else "Q" for of_type in chosen[begin:]))
-    biases = [_SMALL_BIAS if chosen[at] is Type.SMALL else _BIAS - falls[at] for at in range(begin, len(chosen))]
-    return Member(chosen, falls, "id" in index.at, id_at, layout, tuple(biases))
+    return Member(chosen, falls, "id" in index.at, id_at)
 
 
 BY_NAME: Final = {index.name: index for index in INDEXES}
@@ -142,7 +129,7 @@ def _value_bytes(of_type: Type, value: Any) -> bytes:
     if of_type is Type.NUMBER:
         return number_bytes(value)
     if of_type is Type.SMALL:
-        return bytes((value + _SMALL_BIAS).to_bytes(2, "big"))
+        return bytes((value + 32_768).to_bytes(2, "big"))
     return ended(text_bytes(value) if of_type is Type.NAME else value)
 
 
@@ -151,18 +138,19 @@ def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
     if not member.types:  # the id alone, as for a note, of which a join may have 10,000
         return (packed,), packed
     values, at = list[Any](), 0
-    for of_type in member.types[: len(member.types) - len(member.biases)]:
-        if of_type is Type.SMALL:
-            values.append(int.from_bytes(packed[at : at + 2], "big") - _SMALL_BIAS)
+    for of_type, falls in zip(member.types, member.falls, strict=True):
+        if of_type is Type.NUMBER:
+            values.append(number_in(packed[at : at + 8]) + falls)
+            at += 8
+        elif of_type is Type.SMALL:
+            values.append(int.from_bytes(packed[at : at + 2], "big") - 32_768)
             at += 2
-            continue
-        end = packed.index(b"\0\1", at)
-        value = packed[at:end].replace(b"\0\xff", b"\0")
-        values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
-        at = end + 2
-    whole = packed.ljust(at + member.numbers.size, b"\0")  # another program may have written a shorter one
-    values += map(operator.sub, member.numbers.unpack_from(whole, at), member.biases)
-    record_id = packed[at + member.numbers.size :]
+        else:
+            end = packed.index(b"\0\1", at)
+            value = packed[at:end].replace(b"\0\xff", b"\0")
+            values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
+            at = end + 2
+    record_id = packed[at:]
     return (*values, record_id) if member.has_id else tuple(values), record_id
 
 
@@ -317,7 +305,7 @@ def id_at(index: str) -> int:
 
 def texts_in(index: Index) -> int:
     """Return the number of variable-length values in the prefix that identifies a group of an index. They come first in it."""
-    return len([each for each in MEMBERS[index.name].types[: index.groups] if each in _TEXTS])
+    return len([each for each in MEMBERS[index.name].types[: index.groups] if each in (Type.NAME, Type.BYTES)])
 
 
 def packed_entries(kind: int, values: Sequence[str | bytes]) -> list[bytes]:
