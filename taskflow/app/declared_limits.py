@@ -10,17 +10,13 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError
 from taskflow.model.ids import check_key
-from taskflow.model.limits import MAX_GATES, MAX_MOST, RATE, Gate, gate_id
+from taskflow.model.limits import MAX_GATES, MAX_MOST, PAYMENT_TTL, RATE, Gate, gate_id
 from taskflow.model.printable import shown
 from taskflow.model.rules import seconds_of
 from taskflow.model.verdict import HandedBack
 
 if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
-
-MAX_PAID_FOR: Final = 1_000_000
-"""How many microseconds after its due time a job can be claimed and still use the place that a rate gave it. A job that is claimed later
-needs a new place; otherwise all jobs that waited for a worker would start at once."""
 
 
 class Concurrency:
@@ -124,12 +120,12 @@ def gate_of(name: str, rule: Concurrency | Rate, key: str, text: str, n: int | N
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
     """Return the verdict that hands back a job which must pass gates before its run, or None if the job may start.
 
-    A job must pass gates if its sender didn't know one of its limits, or if its place in a rate is too old (see `MAX_PAID_FOR`). Raises
+    A job must pass gates if its sender didn't know one of its limits, or if it has to pay for a rate again (see `PAYMENT_TTL`). Raises
     DecodeError if the arguments make no valid limit keys.
     """
     declared: DeclaredLimits | None = job.limits
     lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}
-    if not lacks and (lease.waited <= MAX_PAID_FOR or not any(gate.per for gate in lease.envelope.limits)):
+    if not lacks and (lease.waited <= PAYMENT_TTL or not any(gate.per for gate in lease.envelope.limits)):
         return None
     if declared is None or not lacks:
         return HandedBack(counts=False, limits=())

@@ -23,6 +23,10 @@ MAX_GATES: Final = 8
 
 MAX_MOST: Final = 1_000_000_000
 
+PAYMENT_TTL: Final = 1_000_000
+"""How many microseconds after its due time a job that has paid for a rate may still start. A job that is later has to pay again; otherwise
+all jobs that waited for a worker would start at once."""
+
 
 class Gate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One limit, for one value of its key. All jobs whose gates have the same `id` share it.

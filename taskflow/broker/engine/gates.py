@@ -27,7 +27,7 @@ from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
 from taskflow.broker.engine.seam import NOW, After, Record, Ref, Scan
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
-from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, interval, paid
+from taskflow.model.limits import MAX_MOST, PAYMENT_TTL, Gate, earliest, gate_id, interval, paid
 
 MAX_TRIED: Final = 256
 """The maximum number of a gate's waiting jobs that one decision checks. Other jobs that could pass are left to the next decision."""
@@ -38,10 +38,6 @@ SPARE: Final = 2
 MAX_PAUSED: Final = 1_000
 PAUSED: Final = Scan("paused", MAX_PAUSED, with_records=False)
 """Finds the paused queues. If a pause begins after this scan, it takes back the slots of the queue's READY jobs."""
-
-PAYMENT_TTL: Final = 1.0
-"""How many seconds after its due time a job that has paid for a rate may still start without paying again."""
-
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Gate).decode
@@ -240,7 +236,7 @@ def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
     """Pay a job's rates, and return True, if all of them allow the job to start now. Otherwise pay only the rate that makes the job wait
     longest, for the time at which that rate lets the job start. Make the job due then, and return False."""
     due_at, now = job.header["due_at"], draft.now
-    is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= to_microseconds(PAYMENT_TTL)
+    is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= PAYMENT_TTL
     starts = list[int]()
     for record, gate in rates:
         tat, closed_until = record.header["tat"], record.header["closed_until"]
