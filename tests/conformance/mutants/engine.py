@@ -311,7 +311,7 @@ moves.enter: gate_acts: a retried job passes its gates without a slot
 - gates.admit(draft, job)
 + True
 
-limits._found: admin_limits: limits that hold up jobs are not listed
+limits._in_force: admin_limits: limits that hold up jobs are not listed
 - if limit in (None, each[1].limit) and each[1].id != gates.of_pause(each[1].limit).id
 + if False
 
