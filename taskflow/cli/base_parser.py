@@ -123,6 +123,7 @@ def filled(text: str) -> str:
     return text
 
 
+action_number: Final = partial(positive, most=10**18)
 processes: Final = partial(positive, most=MAX_PROCESSES, why="; more would overload the machine")
 count: Final = partial(positive, most=10_000)
 

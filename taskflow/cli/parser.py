@@ -7,7 +7,7 @@ from argparse import _StoreAction
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from taskflow.cli.base_parser import Parser, count, filled, fingerprint, interval, port, positive, seconds, stages, time
+from taskflow.cli.base_parser import Parser, action_number, count, filled, fingerprint, interval, port, positive, seconds, stages, time
 from taskflow.cli.exit_codes import TABLE, Exit
 from taskflow.cli.worker_options import add_worker_options
 
@@ -187,7 +187,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     log = "List what operators did to jobs, queues and schedules, the newest first."
     audit = command("audit", "reports:audit", "list what operators did", log)
     _limit(audit, 50, "list at most N actions")
-    audit.add_argument("--before", type=positive, metavar="N", help="list actions older than number N: the next page")
+    audit.add_argument("--before", type=action_number, metavar="N", help="list actions older than number N: the next page")
 
 
 def _add_actions(command: Callable[..., Parser]) -> None:

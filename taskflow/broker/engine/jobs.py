@@ -131,6 +131,8 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
         if ended.released:
             yield from follow(Left(ended.released), rules)
     rest = [number for number in range(len(settlements)) if number not in answers]
+    if not rest:
+        return [answers[number] for number in range(len(settlements))]
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]
     refs += [Ref(Kind.KEY, settlement.key) for settlement in others if settlement.key is not None]
