@@ -435,7 +435,7 @@ async def test_gate_rate__closed(world: World) -> None:
     """A run can close its rates: no job passes them until then, and the run uses no attempt."""
     lease = await run_of(world, await world.add(limits=(rate(6),)))
     waiting = await world.add(limits=(rate(6),))
-    await world.settle(settlement(lease, Snoozed(60.0, closes=True)))
+    await world.settle(settlement(lease, Snoozed(60.0, closes=True), limits=lease.envelope.limits))
     assert await due_in(world, await world.add(limits=(rate(6),))) == [60.0]
     await world.pass_time(10.0)
     assert await statuses(world, waiting, lease) == [Status.SCHEDULED] * 2
