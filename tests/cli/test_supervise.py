@@ -210,19 +210,20 @@ async def tell() -> None:
 
 
 def test_a_changed_file_is_loaded_and_a_broken_one_is_waited_for(shell: Shell) -> None:
+    """The versions differ in length: to Python, a file of the same size and the same second is the one that it has compiled."""
     pytest.importorskip("watchfiles")
-    shell.write("tasks.py", VERSION.format("one"))
+    shell.write("tasks.py", VERSION.format("first"))
     supervised = shell.taskflow("worker", "tasks", "--reload", "--processes", "2")
     supervised.wait_for("working as", times=2)
     shell.send("tell.bind()")
-    until(lambda: shell.ledger() == ["one"], supervised)
+    until(lambda: shell.ledger() == ["first"], supervised)
     shell.write("tasks.py", "def f(:")
     supervised.wait_for("SyntaxError: invalid syntax")
     supervised.wait_for("waiting for a file to change")
-    shell.write("tasks.py", VERSION.format("two"))
+    shell.write("tasks.py", VERSION.format("second"))
     supervised.wait_for("working as", times=4)
     shell.send("tell.bind()")
-    until(lambda: shell.ledger() == ["one", "two"], supervised)
+    until(lambda: shell.ledger() == ["first", "second"], supervised)
     supervised.signal(signal.SIGINT)
     ended_clearly(supervised, [0])
     assert supervised.said.count("cannot be imported") == 1

@@ -119,6 +119,7 @@ async def test_a_listening_connection_that_has_died_in_silence_is_replaced(drive
     driver.shorten_timeouts(monkeypatch)
     async with driver.scene(far=True) as scene, scene.worker():
         await scene.seconds_to_start(0)
+        await asyncio.sleep(0.5)  # a statement in flight would be waited for until it times out
         dead = driver.listeners(scene)
         await asyncio.to_thread(driver.proxy.blackhole)
         await asyncio.sleep(1)  # a connection that nobody has used meanwhile would have lost nothing
