@@ -20,7 +20,7 @@ def test_an_empty_name_is_refused() -> None:
     [({"limits": [Concurrency(1, key="tenants")]}, "key='tenants': 'tenants'"), ({"fair": "tenants"}, "fair='tenants': 'tenants'")],
 )
 def test_an_unknown_parameter_is_quoted_as_written(declared: Any, says: str) -> None:
-    with pytest.raises(DeclarationError, match=says):
+    async def imports(tenant: str) -> None: ...
 
-        @job(name="tests.limit_errors", **declared)
-        async def imports(tenant: str) -> None: ...
+    with pytest.raises(DeclarationError, match=says):
+        job(name="tests.limit_errors", **declared)(imports)
