@@ -106,7 +106,8 @@ def given_filters(arguments: argparse.Namespace) -> list[str]:
     return flags
 
 
-def show_each(
+async def show_each(
+    broker: Broker,
     arguments: argparse.Namespace,
     ids: Sequence[bytes],
     records: Sequence[Record | None],
@@ -114,7 +115,7 @@ def show_each(
     lines: Callable[[Record], Iterable[str]],
 ) -> int:
     """Show each job as JSON or as lines, with empty lines between them. An unknown job is shown as null, or named on stderr, and the exit
-    code is 4."""
+    code is 4. A flow is not a job, but the message says where it is shown."""
     if arguments.json:
         print_json([None if record is None else document(record) for record in records])
     else:
@@ -122,7 +123,9 @@ def show_each(
             if number:
                 print()
             if record is None:
-                warn(f"job {id_text(job_id)} is unknown or no longer kept")
+                is_flow = await broker.admin.flow(job_id, first=0, limit=1)
+                shown = f"`taskflow flows {id_text(job_id)}` shows its jobs"
+                warn(f"{id_text(job_id)} is a flow: {shown}" if is_flow else f"job {id_text(job_id)} is unknown or no longer kept")
             else:
                 print(*lines(record), sep="\n")
     return Exit.NOT_FOUND if None in records else Exit.OK

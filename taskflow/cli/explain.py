@@ -35,7 +35,7 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     def document(record: Record) -> dict[str, object]:
         return {"id": id_text(record.id), **only(record, "status", "job", "queue"), "reasons": why(record)}
 
-    return show_each(arguments, ids, records, document, lambda record: _lines(record, why(record)))
+    return await show_each(broker, arguments, ids, records, document, lambda record: _lines(record, why(record)))
 
 
 def _lines(record: Record, why: list[Reason]) -> Iterator[str]:

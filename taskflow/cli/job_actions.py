@@ -13,7 +13,7 @@ import msgspec
 
 from taskflow.app import bulk_actions
 from taskflow.app.app import App
-from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionResult, CallBroker, CallBrokerOnce, amend_jobs, recorded, selection
+from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionResult, CallBrokerOnce, amend_jobs, recorded, selection
 from taskflow.app.flow_tree import flow_of, to_retry
 from taskflow.app.operate import group_ids
 from taskflow.app.rollout import Rollout, stages_of
@@ -229,14 +229,14 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues and jobs. An unknown queue is paused too, before its first job, but with a hint in case it's a typo."""
+    """Pause or resume queues and jobs. An unknown one is paused too, before its first job, but with a hint in case it's a typo."""
     action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
         jobs = list(dict.fromkeys(check_job_name(name) for name in arguments.job))
         if not names and not jobs:
             raise ValueError(f"{action} needs a queue, or a job as in `taskflow {action} --job NAME`")
-    await _pause_jobs(CallBrokerOnce(broker), jobs, arguments)
+    await _pause_jobs(broker, jobs, arguments)
     known = {queue.name: queue.is_paused for queue in await broker.admin.queues()}
     changing = [name for name in names if known.get(name, False) != (action == "pause")]
     async with recorded(CallBrokerOnce(broker), action, names=changing, **operator(arguments)) as progress:
@@ -253,8 +253,10 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
     return show(arguments, {"action": action, "queues": queues, "jobs": jobs}, ())
 
 
-async def _pause_jobs(call: CallBroker, names: Sequence[str], arguments: argparse.Namespace) -> None:
-    changed = await amend_jobs(call, arguments.command, names, **operator(arguments)) if names else []
+async def _pause_jobs(broker: Broker, names: Sequence[str], arguments: argparse.Namespace) -> None:
+    changed = await amend_jobs(CallBrokerOnce(broker), arguments.command, names, **operator(arguments)) if names else []
     for name in names if not arguments.json else ():
         is_not = "is paused already" if arguments.command == "pause" else "is not paused"
         print(f"{arguments.command}d job {one_line(name)}" if name in changed else f"job {one_line(name)} {is_not}")
+        if arguments.command == "pause" or name not in changed:
+            await command.report_unknown_job(broker.admin, name)

@@ -53,13 +53,13 @@ async def jobs(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _show(app: App, arguments: argparse.Namespace) -> int:
-    ids, limits = ids_of(arguments.ids), app.limits
-    records = await (await existing_broker(app)).read(ids)
+    ids, limits, broker = ids_of(arguments.ids), app.limits, await existing_broker(app)
+    records = await broker.read(ids)
 
     def lines(record: Record) -> Iterator[str]:
         return _Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC))
 
-    return show_each(arguments, ids, records, lambda record: detailed_json(record, limits), lines)
+    return await show_each(broker, arguments, ids, records, lambda record: detailed_json(record, limits), lines)
 
 
 def job_table(records: Sequence[Record]) -> Iterator[str]:

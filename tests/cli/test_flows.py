@@ -124,6 +124,12 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     assert reason["cure"] == f"`taskflow retry {ids[1]}` runs that job again, and restores this one"
 
 
+def test_explain_says_where_a_flow_is_shown(cli: Cli, ids: list[str]) -> None:
+    told = f"{id_text(FLOW)} is a flow: `taskflow flows {id_text(FLOW)}` shows its jobs\n"
+    assert cli("explain", id_text(FLOW), code=4).err.endswith(told)
+    assert cli("jobs", id_text(FLOW), code=4).err.endswith(told)
+
+
 def test_a_job_that_collects_failures_does_not_wait_for_them(cli: Cli) -> None:
     flow = a_flow(collects=True)
 

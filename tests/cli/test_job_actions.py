@@ -203,6 +203,17 @@ def test_a_queue_may_be_paused_before_its_first_job(cli: Cli, stock: Stock) -> N
     assert said.err == ""
 
 
+def test_a_job_may_be_paused_before_its_first_call(cli: Cli, stock: Stock) -> None:
+    """As with a queue, the command says so."""
+    said = cli("pause", "--job", "sedn")
+    assert said.out == "paused job sedn\n"
+    assert "no job called 'sedn' is in the store" in said.err
+    assert said.err.endswith("; did you mean send?\n")
+    assert cli("resume", "--job", "sedn").err == ""
+    assert "no job called 'sedn' is in the store" in cli("resume", "--job", "sedn").err
+    assert cli("pause", "--job", "send").err == ""
+
+
 def test_a_pause_that_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
     assert (
         cli("resume", "default", "zzz", "mial").out == "default is not paused\nzzz is not paused\nmial is not paused; did you mean mail?\n"
