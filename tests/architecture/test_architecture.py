@@ -44,13 +44,13 @@ BUDGETS = {
     "taskflow/broker": 24_520,
     "taskflow/app": 8_028,
     "taskflow/worker": 7_136,
-    "taskflow/cli": 4_757,
+    "taskflow/cli": 4_762,
     "taskflow/testing": 1_043,
     "taskflow/dashboard": 2_075,
     "taskflow/django": 621,
     "taskflow/telemetry": 430,
-    "taskflow": 56_035,
-    "tests": 77_264,
+    "taskflow": 56_040,
+    "tests": 77_281,
 }
 
 
