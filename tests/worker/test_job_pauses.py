@@ -52,11 +52,11 @@ async def all_have(status: Status, handles: list[JobHandle[Any]]) -> None:
 
 async def test_calls_of_a_paused_job_wait_until_it_is_resumed(world: World) -> None:
     """A run that has begun goes on to its end, and the queue's other jobs are not held up."""
-    async with Worker(options=WorkerOptions(concurrency=4, subscribers=())):
+    async with Worker(options=WorkerOptions(concurrency=4, ttl=2.0, subscribers=())):
         running = await charge.delay("waits")
         await until(lambda: ran == ["waits"])
         await operate.pause(job=charge)
-        await asyncio.sleep(0.5)  # until the worker knows of the pause
+        await asyncio.sleep(2.0)  # if it does not listen yet, its next heartbeat tells the worker of the pause
         parked = await enqueue([charge.bind(str(number)) for number in range(20)])
         others = await enqueue([mail.bind(number) for number in range(20)])
         assert [await handle.result(20) for handle in others] == list(range(20))
